@@ -1,0 +1,57 @@
+"""`jrt-eval`: a command per job, each imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from jrt_eval._version import __version__
+from jrt_eval.errors import UserError, install_excepthook
+
+# command -> (module:object, the line that `jrt-eval --help` shows)
+COMMANDS = {
+    "doctor": ("jrt_eval.doctor:doctor", "Say what is live here, and why the rest is not."),
+}
+
+
+class LazyGroup(click.Group):
+    """A click group whose commands are imported when they are named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="jrt-eval")
+def cli() -> None:
+    """Measure how well recurrent language models recall their context.
+
+    \b
+    lm_eval --model jrt --model_args pretrained=hazyresearch/JRT-1B-50B \\
+            --tasks jrt_prompt --output_path runs --log_samples
+    jrt-eval collect runs
+    """
+
+
+def main() -> None:
+    install_excepthook()
+    try:
+        cli()
+    except UserError as error:
+        install_excepthook()
+        sys.excepthook(type(error), error, error.__traceback__)
+        sys.exit(1)

@@ -1,0 +1,39 @@
+"""The one exception type for what a user can mend."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import TracebackType
+
+
+class UserError(ValueError):
+    """Bad input: the message is one line that says what is wrong, where, and the mend.
+
+    `jrt-eval` and, once our plugin is loaded, `lm_eval` print it without a traceback and exit with 1;
+    in Python it is an ordinary exception. `JRT_EVAL_DEBUG=1` shows the traceback.
+    """
+
+
+def install_excepthook() -> None:
+    """Print an uncaught `UserError` as one line. Idempotent; any other exception goes to the previous hook."""
+    previous = sys.excepthook
+    if getattr(previous, "_jrt_eval", False):
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, UserError) and not os.environ.get("JRT_EVAL_DEBUG"):
+            print(f"jrt-eval: error: {error}", file=sys.stderr)
+        else:
+            previous(kind, error, trace)
+
+    hook._jrt_eval = True  # type: ignore[attr-defined]
+    sys.excepthook = hook
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """` (did you mean 'x'?)` for the known name closest to `name`, or nothing."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,1 @@
+"""Windows and read-twice prompts as pure functions of a document."""

@@ -1,0 +1,1 @@
+"""lm-eval output as tidy data frames, comparisons, tables and plots."""

@@ -1,0 +1,1 @@
+"""lm-eval `LM` classes for the models of jrt_eval.models."""
