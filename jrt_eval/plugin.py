@@ -1,8 +1,8 @@
 """Everything that lm-eval learns from us: which model names reach which adapter, and where the tasks are.
 
-lm-eval 0.4.10 to 0.4.13 discover nothing, so `jrt_eval_autoload` calls the two functions below when lm-eval's registry
-and its task package have been imported; coming releases read the entry points that pyproject.toml declares, and then
-`register_models` finds the names taken by the same target and leaves them alone.
+lm-eval 0.4.10 to 0.4.13 discover nothing by themselves, so `jrt_eval_autoload` calls `register_models` and
+`register_tasks` once lm-eval's registry and its task package have been imported. Coming releases read the entry points
+that pyproject.toml declares, for models; there `register_models` leaves the field to them.
 """
 
 from __future__ import annotations
@@ -17,29 +17,35 @@ MODELS = {name: "jrt_eval.model_adapters.jrt:JRTLM" for name in ("jrt", "jrt_lm"
 
 
 def task_folder() -> Path:
-    """The folder of our YAML tasks: in the installed package, or at the root of the checkout (editable install)."""
+    """The folder of our YAML tasks: inside the installed package, or at the root of the checkout it runs from."""
     package = Path(__file__).parent
     installed = package / "tasks"
     return installed if installed.is_dir() else package.parent / "tasks"
 
 
 def register_models() -> None:
-    """Make `--model jrt` and its aliases known to lm-eval's registry, lazily: no adapter is imported."""
-    from lm_eval.api.registry import model_registry
+    """Make `--model jrt` and its aliases known to lm-eval's registry. Lazy: the adapter is imported when it is used."""
+    from lm_eval.api import registry
 
     install_excepthook()
+    if hasattr(registry, "load_plugins"):  # this lm-eval discovers our entry points itself
+        return
     for name, target in MODELS.items():
-        if name not in model_registry:
-            model_registry.register(name, target=target)
+        if name not in registry.model_registry:
+            registry.model_registry.register(name, target=target)
 
 
 def register_tasks() -> None:
-    """Put our task folder on every `TaskManager`'s search path, before any `include_path` of the user's."""
+    """Put our task folder on every `TaskManager`'s search path.
+
+    It comes after lm-eval's own tasks and before the user's `include_path`, and later folders win: a user's task of the
+    same name replaces ours.
+    """
     from lm_eval.tasks import TaskManager
 
-    if getattr(TaskManager.__init__, "_jrt_eval", False):
-        return
     original = TaskManager.__init__
+    if getattr(original, "_jrt_eval", False):
+        return
 
     @functools.wraps(original)
     def init(
@@ -49,10 +55,11 @@ def register_tasks() -> None:
         include_defaults: bool = True,
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        theirs = [] if include_path is None else include_path
-        theirs = list(theirs) if isinstance(theirs, (list, tuple)) else [theirs]
-        ours = [str(task_folder())] if include_defaults else []
-        original(self, verbosity, [*ours, *theirs] or None, include_defaults, metadata)
+        users = [] if include_path is None else include_path
+        folders = [*users] if isinstance(users, (list, tuple)) else [users]
+        if include_defaults:
+            folders.insert(0, str(task_folder()))
+        original(self, verbosity, folders or None, include_defaults, metadata)
         self.include_path = include_path
 
     init._jrt_eval = True  # type: ignore[attr-defined]
@@ -60,6 +67,6 @@ def register_tasks() -> None:
 
 
 def register() -> None:
-    """Register models and tasks in lm-eval now; for interpreters where the start-up hook is off."""
+    """Register models and tasks in lm-eval now: for interpreters in which the start-up hook is off."""
     register_models()
     register_tasks()
