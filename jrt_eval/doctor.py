@@ -61,7 +61,9 @@ def _lm_eval() -> list[Finding]:
         findings.append(Finding("model jrt", False, line, "see `hook`; JRT_EVAL_DEBUG=1 for more", broken=how.live))
     ours = str(plugin.task_folder())
     names = [n for n in TaskManager(include_defaults=True).all_tasks if n.startswith("jrt_")] if how.live else []
-    findings.append(Finding("tasks", bool(names), f"{len(names)} tasks and groups from {ours}", "", how.live and not names))
+    findings.append(
+        Finding("tasks", bool(names), f"{len(names)} tasks and groups from {ours}", "", how.live and not names)
+    )
     return findings
 
 
@@ -104,7 +106,9 @@ def _data() -> Finding:
     if folder is None:
         return Finding("documents", True, "from the Hugging Face hub (JRT_EVAL_DATA_DIR not set)")
     if not Path(folder).is_dir():
-        return Finding("documents", False, f"JRT_EVAL_DATA_DIR={folder}: no such folder", "mend or unset it", broken=True)
+        return Finding(
+            "documents", False, f"JRT_EVAL_DATA_DIR={folder}: no such folder", "mend or unset it", broken=True
+        )
     sets = sorted(p.parent.name for p in Path(folder).glob("*/validation.*"))
     return Finding("documents", bool(sets), f"{folder}: {', '.join(sets) or 'no <dataset>/validation.jsonl in it'}")
 

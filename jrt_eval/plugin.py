@@ -13,7 +13,7 @@ from typing import Any
 
 from jrt_eval.errors import install_excepthook
 
-MODELS = {name: "jrt_eval.model_adapters.jrt:JRTLM" for name in ("jrt", "jrt_lm", "based_lm")}
+MODELS = dict.fromkeys(("jrt", "jrt_lm", "based_lm"), "jrt_eval.model_adapters.jrt:JRTLM")
 
 
 def task_folder() -> Path:
