@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 
 import click
 
 from jrt_eval._version import __version__
-from jrt_eval.errors import UserError, install_excepthook
+from jrt_eval.errors import install_excepthook, nearest
 
 # command -> (module:object, the line that `jrt-eval --help` shows)
 COMMANDS = {
@@ -30,6 +29,13 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"no command {args[0]!r}{nearest(args[0], list(COMMANDS))}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
@@ -48,10 +54,6 @@ def cli() -> None:
 
 
 def main() -> None:
+    """The console script: user errors are one line on stderr and exit code 1."""
     install_excepthook()
-    try:
-        cli()
-    except UserError as error:
-        install_excepthook()
-        sys.excepthook(type(error), error, error.__traceback__)
-        sys.exit(1)
+    cli()
