@@ -1,0 +1,245 @@
+"""The operators: checks, choice of backend, call. Tensors are (batch, length, heads, dim) unless said otherwise.
+
+Inputs are float32, bfloat16 or float16 (the reference takes float64 too), of any strides; outputs have the dtype of v; sums and
+states are float32 (float64 for float64). Rows of a batch are padded on the right: causality keeps valid outputs exact, and `mask`
+or `lengths` keep padding out of the final states. `backend` is "auto", "torch" (the reference, differentiable, any device) or a
+compiled one. Wrong shapes, dtypes, devices and backends raise UserError.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jrt_eval.kernels import checks
+from jrt_eval.kernels.registry import select
+from jrt_eval.kernels.states import TaylorState, WindowState
+
+
+def taylor_linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: TaylorState | None = None,
+    *,
+    mask: Tensor | None = None,
+    decay: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, TaylorState]:
+    """Causal linear attention with the Taylor feature map (Based, arXiv 2402.18668, eq. 3 and section 4.1).
+
+    y_i = [phi(q_i).KV_0 + sum_{j<=i} phi(q_i).phi(k_j) v_j] / [phi(q_i).K_0 + sum_{j<=i} phi(q_i).phi(k_j) + 1e-12]
+
+    With the state of `encode_prefix` as the initial one this is prefix linear attention (Just read twice, arXiv 2407.05483).
+
+    Args:
+        q, k: (batch, length, heads, feature_dim)
+        v: (batch, length, heads, head_dim)
+        state: the sums (KV_0, K_0) to start from; not modified
+        mask: (batch, length); where it is 0, k and v contribute nothing (and decay does not advance)
+        decay: (heads,), a_h: the numerator's weight for (i, j) is multiplied by a_h^(i-j)
+
+    Returns:
+        y (batch, length, heads, head_dim) in v's dtype, and the final state.
+    """
+    name = "taylor_linear_attention"
+    checks.qkv(name, q, k, v, 4)
+    if state is not None:
+        checks.taylor_state(name, state.kv, state.k, v, q.shape[-1], in_place=False)
+    if mask is not None:
+        checks.shaped(name, "mask", mask, (v.shape[0], v.shape[1]), v.device)
+    if decay is not None:
+        checks.shaped(name, "decay", decay, (v.shape[2],), v.device)
+    y, final = select(name, v, backend)(q, k, v, state, mask, decay)
+    return y, final
+
+
+def encode_prefix(k: Tensor, v: Tensor, mask: Tensor | None = None, *, backend: str = "auto") -> TaylorState:
+    """The sums over a prefix: KV = sum_j phi(k_j) v_j^T and K = sum_j phi(k_j) over positions with a mask other than 0.
+
+    Args:
+        k: (batch, length, heads, feature_dim)
+        v: (batch, length, heads, head_dim)
+        mask: (batch, length)
+    """
+    name = "encode_prefix"
+    checks.qkv(name, k, k, v, 4)
+    if mask is not None:
+        checks.shaped(name, "mask", mask, (v.shape[0], v.shape[1]), v.device)
+    final: TaylorState = select(name, v, backend)(k, v, mask)
+    return final
+
+
+def taylor_step(
+    q: Tensor, k: Tensor, v: Tensor, state: TaylorState, *, decay: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
+    """One token of `taylor_linear_attention`, for inference: KV <- a KV + phi(k) v^T, K <- K + phi(k), y = phi(q).KV / phi(q).K.
+
+    Args:
+        q, k: (batch, heads, feature_dim)
+        v: (batch, heads, head_dim)
+        state: updated in place; contiguous
+        decay: (heads,)
+
+    Returns:
+        y (batch, heads, head_dim)
+    """
+    name = "taylor_step"
+    checks.qkv(name, q, k, v, 3)
+    checks.taylor_state(name, state.kv, state.k, v, q.shape[-1], in_place=True)
+    if decay is not None:
+        checks.shaped(name, "decay", decay, (v.shape[1],), v.device)
+    y: Tensor = select(name, v, backend)(q, k, v, state, decay)
+    return y
+
+
+def causal_dot_product(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor | None = None, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Causal linear attention over given features, not normalised: y_i = q_i.S_0 + sum_{j<=i} (q_i.k_j) v_j.
+
+    Args:
+        q, k: (batch, length, heads, features)
+        v: (batch, length, heads, head_dim)
+        state: S_0 (batch, heads, features, head_dim); not modified
+
+    Returns:
+        y (batch, length, heads, head_dim), and the final state S_0 + sum_j k_j v_j^T.
+    """
+    name = "causal_dot_product"
+    checks.qkv(name, q, k, v, 4)
+    if state is not None:
+        checks.shaped(name, "state", state, (v.shape[0], v.shape[2], q.shape[3], v.shape[3]), v.device)
+    y, final = select(name, v, backend)(q, k, v, state)
+    return y, final
+
+
+def _window(name: str, k: Tensor, v: Tensor, window: int | None, state: WindowState | None) -> None:
+    if window is not None and window < 1:
+        checks.fail(f"{name}: window is {window}; a query sees at least itself, so window >= 1")
+    if k.shape != v.shape:
+        checks.fail(f"{name}: k and v of different shapes, {tuple(k.shape)} and {tuple(v.shape)}")
+    if state is not None:
+        held = state.k.shape[1] if window is None else window
+        ring = (v.shape[0], held, v.shape[-2], v.shape[-1])
+        checks.shaped(name, "state.k", state.k, ring, v.device)
+        checks.shaped(name, "state.v", state.v, ring, v.device)
+        checks.shaped(name, "state.length", state.length, (v.shape[0],), v.device)
+        if state.length.dtype is not torch.int64:
+            checks.fail(f"{name}: state.length is {state.length.dtype}, expected int64")
+
+
+def sliding_window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    state: WindowState | None = None,
+    *,
+    lengths: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, WindowState]:
+    """Causal softmax attention over the last `window` keys, the query's own included; scale 1/sqrt(head_dim).
+
+    Rotary embedding is applied before. Time is linear in length: O(length * window).
+
+    Args:
+        q, k, v: (batch, length, heads, head_dim)
+        window: how many keys a query sees (a released config's window_size // 2 + 1)
+        state: what earlier calls left; not modified
+        lengths: (batch,), how many tokens of each row count; all by default
+
+    Returns:
+        y like v, and the last `window` keys and values of each row.
+    """
+    name = "sliding_window_attention"
+    checks.qkv(name, q, k, v, 4)
+    _window(name, k, v, window, state)
+    if lengths is not None:
+        checks.shaped(name, "lengths", lengths, (v.shape[0],), v.device)
+    y, final = select(name, v, backend)(q, k, v, window, state, lengths)
+    return y, final
+
+
+def sliding_window_step(q: Tensor, k: Tensor, v: Tensor, state: WindowState, *, backend: str = "auto") -> Tensor:
+    """One token per row of `sliding_window_attention`, for inference; ring and length are updated in place.
+
+    Args:
+        q, k, v: (batch, heads, head_dim)
+        state: contiguous; its window is its ring's size
+
+    Returns:
+        y (batch, heads, head_dim)
+    """
+    name = "sliding_window_step"
+    checks.qkv(name, q, k, v, 3)
+    _window(name, k, v, None, state)
+    for part, x in zip(("state.k", "state.v", "state.length"), state, strict=True):
+        checks.writable(name, part, x)
+    y: Tensor = select(name, v, backend)(q, k, v, state)
+    return y
+
+
+def _conv(name: str, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None) -> None:
+    checks.same_kind(name, a, b)
+    channels, width = a.shape[-1], weight.shape[-1]
+    if a.shape != b.shape:
+        checks.fail(f"{name}: a and b of different shapes, {tuple(a.shape)} and {tuple(b.shape)}")
+    if weight.dim() not in (2, 3) or weight.shape[0] != channels or weight.numel() != channels * width:
+        checks.fail(f"{name}: weight has shape {tuple(weight.shape)}, expected ({channels}, 1, width) or ({channels}, width)")
+    if weight.device != a.device:
+        checks.fail(f"{name}: weight is on {weight.device}, the other tensors on {a.device}")
+    if bias is not None:
+        checks.shaped(name, "bias", bias, (channels,), a.device)
+    if state is not None:
+        checks.shaped(name, "state", state, (a.shape[0], width - 1, channels), a.device)
+
+
+def gated_short_conv(
+    a: Tensor,
+    b: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    state: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """silu(depthwise causal convolution of a) * b.
+
+    Args:
+        a, b: (batch, length, channels)
+        weight: (channels, 1, width) or (channels, width), the last tap on the current token
+        bias: (channels,)
+        state: (batch, width - 1, channels), the inputs before the first; zeros by default; not modified
+        lengths: (batch,), how many tokens of each row count; all by default
+
+    Returns:
+        y like a, and the last width - 1 inputs of each row.
+    """
+    name = "gated_short_conv"
+    if a.dim() != 3:
+        checks.fail(f"{name}: expected a of shape (batch, length, channels), got {tuple(a.shape)}")
+    _conv(name, a, b, weight, bias, state)
+    if lengths is not None:
+        checks.shaped(name, "lengths", lengths, (a.shape[0],), a.device)
+    y, final = select(name, a, backend)(a, b, weight, bias, state, lengths)
+    return y, final
+
+
+def gated_short_conv_step(
+    a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, *, backend: str = "auto"
+) -> Tensor:
+    """One token of `gated_short_conv`, for inference; state is updated in place.
+
+    Args:
+        a, b: (batch, channels)
+        state: (batch, width - 1, channels), contiguous
+    """
+    name = "gated_short_conv_step"
+    if a.dim() != 2:
+        checks.fail(f"{name}: expected a of shape (batch, channels), got {tuple(a.shape)}")
+    _conv(name, a, b, weight, bias, state)
+    checks.writable(name, "state", state)
+    y: Tensor = select(name, a, backend)(a, b, weight, bias, state)
+    return y

@@ -1,0 +1,75 @@
+"""Argument checks of the public operators: what is wrong, with the shapes found, before any pointer is taken."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jrt_eval.errors import UserError
+from jrt_eval.kernels.features import num_features
+
+FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
+
+
+def fail(message: str) -> None:
+    raise UserError(message)
+
+
+def same_kind(operator: str, first: Tensor, *others: Tensor | None) -> None:
+    """All float, of one dtype, on one device."""
+    if first.dtype not in FLOATS:
+        fail(f"{operator}: {first.dtype} is not supported; use float32, bfloat16 or float16")
+    for x in others:
+        if x is None:
+            continue
+        if x.dtype is not first.dtype:
+            fail(f"{operator}: tensors of different dtypes, {first.dtype} and {x.dtype}; convert them to one")
+        if x.device != first.device:
+            fail(f"{operator}: tensors on different devices, {first.device} and {x.device}; move them to one")
+
+
+def qkv(operator: str, q: Tensor, k: Tensor, v: Tensor, dims: int) -> None:
+    """q and k alike, v alike but for the last dimension; `dims` is 4 with a length, 3 for one step."""
+    layout = "(batch, length, heads, dim)" if dims == 4 else "(batch, heads, dim)"
+    if q.dim() != dims or v.dim() != dims or q.shape != k.shape or q.shape[:-1] != v.shape[:-1]:
+        fail(f"{operator}: expected q, k and v of shape {layout} that agree, got {_shape(q)}, {_shape(k)}, {_shape(v)}")
+    same_kind(operator, v, q, k)
+
+
+def shaped(operator: str, name: str, x: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    if tuple(x.shape) != shape:
+        fail(f"{operator}: {name} has shape {_shape(x)}, expected {shape}")
+    if x.device != device:
+        fail(f"{operator}: {name} is on {x.device}, the other tensors on {device}")
+
+
+def taylor_state(operator: str, kv: Tensor, k: Tensor, v: Tensor, feature_dim: int, in_place: bool) -> None:
+    """A TaylorState for values like v (batch, ..., heads, head_dim)."""
+    batch, heads, n = v.shape[0], v.shape[-2], num_features(feature_dim)
+    shaped(operator, "state.kv", kv, (batch, heads, n, v.shape[-1]), v.device)
+    shaped(operator, "state.k", k, (batch, heads, n), v.device)
+    if in_place:
+        writable(operator, "state.kv", kv)
+        writable(operator, "state.k", k)
+
+
+def writable(operator: str, name: str, x: Tensor) -> None:
+    """Updated in place, so no two elements of it may share memory, and autograd must not need its old value."""
+    if not x.is_contiguous():
+        fail(f"{operator}: {name} is updated in place and must be contiguous; pass {name}.contiguous()")
+    if x.requires_grad:
+        fail(f"{operator}: {name} is updated in place and must not require a gradient; pass {name}.detach()")
+
+
+def apart(operator: str, **tensors: Tensor) -> None:
+    """No two of these begin at the same place: one of them is written."""
+    names = list(tensors)
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            a, b = tensors[one], tensors[other]
+            if a.numel() and b.numel() and a.data_ptr() == b.data_ptr():
+                fail(f"{operator}: {one} and {other} share memory, and {one} is written; clone one of them")
+
+
+def _shape(x: Tensor) -> tuple[int, ...]:
+    return tuple(x.shape)

@@ -1,0 +1,90 @@
+"""Which implementation computes an operator: a table of operator x backend.
+
+A backend is a name, a device type, a reason why it is not available (or None), and a function per operator it has. "torch" is the
+reference, has them all and takes any device; adding a backend is one `Backend` in `BACKENDS`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jrt_eval.errors import UserError, nearest
+from jrt_eval.kernels import reference
+
+log = logging.getLogger("jrt_eval.kernels")
+
+OPERATORS = (
+    "taylor_linear_attention",
+    "encode_prefix",
+    "taylor_step",
+    "causal_dot_product",
+    "sliding_window_attention",
+    "sliding_window_step",
+    "gated_short_conv",
+    "gated_short_conv_step",
+)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One set of implementations; each has the signature of its namesake in `reference`."""
+
+    device: str | None  # the device type its tensors live on; None: any
+    dtypes: tuple[torch.dtype, ...]
+    operators: dict[str, Callable[..., Any]]
+    missing: str | None = None  # why nothing of it can run here, and the mend
+
+
+_HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
+
+BACKENDS: dict[str, Backend] = {
+    "torch": Backend(None, (*_HALF_AND_SINGLE, torch.float64), {name: getattr(reference, name) for name in OPERATORS}),
+}
+
+# `auto`: the first of these that has the operator, for the device and dtype at hand.
+AUTO = tuple(name for name in BACKENDS if name != "torch")
+
+_said: set[tuple[str, str]] = set()
+
+
+def select(operator: str, like: Tensor, backend: str) -> Callable[..., Any]:
+    """The function that computes `operator` for tensors like `like`.
+
+    Raises UserError for a backend that is unknown, unavailable here, or does not take this device or dtype.
+    """
+    if backend == "auto":
+        device = like.device.type
+        for name in AUTO:
+            entry = BACKENDS[name]
+            if entry.device == device and operator in entry.operators and like.dtype in entry.dtypes:
+                if entry.missing is None:
+                    _say(device, f"kernels on {device}: the compiled ones ({name!r})")
+                    return entry.operators[operator]
+                _say(device, f"kernels on {device}: PyTorch, not {name!r}: {entry.missing}")
+        return BACKENDS["torch"].operators[operator]
+    entry_ = BACKENDS.get(backend)
+    if entry_ is None:
+        raise UserError(f"unknown backend {backend!r}{nearest(backend, [*BACKENDS, 'auto'])}: one of auto, {', '.join(BACKENDS)}")
+    if entry_.missing is not None:
+        raise UserError(f"backend {backend!r} cannot run here: {entry_.missing}")
+    if entry_.device is not None and like.device.type != entry_.device:
+        raise UserError(f"backend {backend!r} takes tensors on {entry_.device}, these are on {like.device}; use backend='auto'")
+    if like.dtype not in entry_.dtypes:
+        raise UserError(f"backend {backend!r} does not take {like.dtype}; convert to float32, or use backend='torch'")
+    if operator not in entry_.operators:
+        raise UserError(f"backend {backend!r} has no {operator}; use backend='auto' or 'torch'")
+    return entry_.operators[operator]
+
+
+def _say(device: str, line: str) -> None:
+    """Log a choice once."""
+    if torch.compiler.is_compiling() or (device, line) in _said:
+        return
+    _said.add((device, line))
+    log.info(line)
