@@ -1,0 +1,138 @@
+"""Continuing prompts token by token, greedily or by sampling, until every row has stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from jrt_eval.errors import UserError, nearest
+
+# rows' new tokens so far -> which rows have stopped
+StopTest = Callable[[list[list[int]]], list[bool]]
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is drawn; the names and meanings are those of transformers' `generate`."""
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> SamplingConfig:
+        """Read generation arguments as they come from a task or the command line; refuse what is not known."""
+        given = {k: v for k, v in given.items() if v is not None}
+        for key, harmless in (("num_beams", 1), ("use_cache", True), ("num_return_sequences", 1), ("early_stopping", False)):
+            if key in given and given.pop(key) != harmless:
+                raise UserError(f"generation argument {key}: only {harmless} is known to this model")
+        known = {f.name: f for f in fields(cls)}
+        for key in given:
+            if key not in known:
+                raise UserError(
+                    f"generation argument {key!r} is not known, these are: {', '.join(known)}" + nearest(key, list(known))
+                )
+        sampling = cls(**{k: type(known[k].default)(v) for k, v in given.items()})
+        if "do_sample" not in given and given.get("temperature") and sampling.temperature != 1.0:
+            sampling = cls(**{**vars(sampling), "do_sample": True})
+        if sampling.do_sample and sampling.temperature <= 0:
+            sampling = cls(**{**vars(sampling), "do_sample": False, "temperature": 1.0})
+        return sampling
+
+
+@dataclass
+class Generation:
+    """`tokens`: each row's new tokens, its stop token included; `scores`: the logits before each new token, (batch, vocabulary)
+    per step; `sequences` (batch, prompt + new tokens)."""
+
+    tokens: list[list[int]]
+    scores: tuple[Tensor, ...] | None = None
+    sequences: Tensor | None = None
+
+
+class Steppable(Protocol):
+    """What generation needs of a model."""
+
+    def prefill(self, prompts: list[list[int]], *, short_prompt: str) -> tuple[Tensor, Any]: ...
+
+    def step(self, tokens: Tensor, state: Any) -> Tensor: ...
+
+
+def right_padded(rows: list[list[int]], device: torch.device, fill: int = 0) -> tuple[Tensor, Tensor]:
+    """Token lists as (batch, longest) and their lengths (batch,)."""
+    longest = max((len(row) for row in rows), default=0)
+    ids = torch.tensor([row + [fill] * (longest - len(row)) for row in rows], dtype=torch.int64)
+    return ids.reshape(len(rows), longest).to(device), torch.tensor([len(row) for row in rows], device=device)
+
+
+def choose(logits: Tensor, sampling: SamplingConfig, history: list[list[int]], generator: torch.Generator | None) -> Tensor:
+    """The next token of each row (batch,) from logits (batch, vocabulary) float32."""
+    if sampling.repetition_penalty != 1.0:
+        logits = logits.clone()
+        for row, tokens in zip(logits, history, strict=True):
+            seen = torch.tensor(sorted(set(tokens)), device=row.device)
+            if len(seen):
+                value = row[seen]
+                row[seen] = torch.where(
+                    value > 0, value / sampling.repetition_penalty, value * sampling.repetition_penalty
+                )
+    if not sampling.do_sample:
+        return logits.argmax(-1)
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[:, -1:], -torch.inf)
+    if sampling.top_p < 1:
+        ordered, place = logits.sort(descending=True)
+        probs = ordered.softmax(-1)
+        drop = probs.cumsum(-1) - probs >= sampling.top_p  # the likeliest always stays
+        logits = logits.masked_fill(drop.scatter(1, place, drop), -torch.inf)
+    probs = logits.softmax(-1)
+    if sampling.min_p > 0:
+        probs = probs.masked_fill(probs < sampling.min_p * probs.amax(-1, keepdim=True), 0)
+    return torch.multinomial(probs, 1, generator=generator)[:, 0]
+
+
+@torch.no_grad()
+def generate(
+    model: Steppable,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    *,
+    sampling: SamplingConfig,
+    stop_ids: list[int],
+    stop_test: StopTest | None = None,
+    short_prompt: str = "left_pad",
+    generator: torch.Generator | None = None,
+    keep_scores: bool = False,
+) -> Generation:
+    """Continue each prompt until a token of `stop_ids`, until `stop_test` says so, or for `max_new_tokens`.
+
+    A row that has stopped is stepped along with the others, its tokens unread; the batch ends when all have stopped.
+    """
+    tokens: list[list[int]] = [[] for _ in prompts]
+    if max_new_tokens <= 0 or not prompts:
+        return Generation(tokens, () if keep_scores else None)
+    done = [False] * len(prompts)
+    scores = []
+    logits, state = model.prefill(prompts, short_prompt=short_prompt)
+    while True:
+        if keep_scores:
+            scores.append(logits)
+        history = [p + t for p, t in zip(prompts, tokens, strict=True)] if sampling.repetition_penalty != 1.0 else []
+        chosen = choose(logits, sampling, history, generator)
+        for row, token in enumerate(chosen.tolist()):
+            if not done[row]:
+                tokens[row].append(token)
+                done[row] = token in stop_ids or len(tokens[row]) >= max_new_tokens
+        if stop_test is not None:
+            done = [a or b for a, b in zip(done, stop_test(tokens), strict=True)]
+        if all(done):
+            return Generation(tokens, tuple(scores) if keep_scores else None)
+        logits = model.step(chosen, state)

@@ -1,0 +1,76 @@
+"""The parts that every layer shares: norms, the gated MLP, rotary positions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in float32, whatever the weights' dtype; the result is in the weights' dtype."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps)
+        return y.to(self.weight.dtype)
+
+
+class LayerNorm(nn.Module):
+    """The norm of a config without `rms_norm`: mean and bias too, in float32."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.layer_norm(x.float(), self.weight.shape, self.weight.float(), self.bias.float(), self.eps)
+        return y.to(self.weight.dtype)
+
+
+_GATES = {"swiglu": F.silu, "geglu": F.gelu, "glu": torch.sigmoid}
+
+
+class GatedMLP(nn.Module):
+    """`fc2(act(g) * u)`, where `fc1` gives u in its first half and the gate g in its second."""
+
+    def __init__(self, dim: int, inner: int, activation: str, fc1_bias: bool, fc2_bias: bool) -> None:
+        super().__init__()
+        self.act = _GATES[activation]
+        self.fc1 = nn.Linear(dim, 2 * inner, bias=fc1_bias)
+        self.fc2 = nn.Linear(inner, dim, bias=fc2_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        up, gate = self.fc1(x).chunk(2, -1)
+        y: Tensor = self.fc2(self.act(gate) * up)
+        return y
+
+
+def rotary_angles(positions: Tensor, rotary_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """cos and sin (batch, length, ceil(rotary_dim / 2)) at `positions` (batch, length), float32.
+
+    An odd rotary_dim r has ceil(r / 2) frequencies base^(-arange(0, r, 2) / r), so r + 1 dims rotate.
+    """
+    exponent = torch.arange(0, rotary_dim, 2, device=positions.device, dtype=torch.float32) / rotary_dim
+    angles = positions[..., None].float() * (1.0 / base**exponent)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of x (..., heads, dim) in GPT-NeoX style: first half against second half of the rotating dims.
+
+    cos, sin: (..., frequencies), broadcast over heads. The arithmetic is float32, the result in x's dtype.
+    """
+    n = cos.shape[-1]
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
+    x1, x2, rest = x[..., :n].float(), x[..., n : 2 * n].float(), x[..., 2 * n :]
+    turned = (x1 * cos - x2 * sin).to(x.dtype), (x1 * sin + x2 * cos).to(x.dtype)
+    return torch.cat([*turned, rest], -1)
