@@ -17,9 +17,7 @@ from jrt_eval.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
 
-MixerKind = Literal[
-    "convolution", "linear_attention", "prefix_linear_attention", "sliding_window", "attention"
-]
+MixerKind = Literal["convolution", "linear_attention", "prefix_linear_attention", "sliding_window", "attention"]
 
 # last component of `_target_` -> what it computes
 MIXERS: dict[str, MixerKind] = {
@@ -218,7 +216,9 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
             raise refuse(f"{tag} is {spec!r}, an object with a _target_ is needed")
         name = spec["_target_"].rsplit(".", 1)[-1]
         if name not in MIXERS:
-            raise refuse(f"{tag} names {spec['_target_']!r}, known mixers are {', '.join(MIXERS)}" + nearest(name, list(MIXERS)))
+            raise refuse(
+                f"{tag} names {spec['_target_']!r}, known mixers are {', '.join(MIXERS)}" + nearest(name, list(MIXERS))
+            )
         kind = MIXERS[name]
         options = {k: v for k, v in spec.items() if k not in _IGNORED and not k.startswith("fused_")}
 

@@ -30,14 +30,20 @@ class SamplingConfig:
     def of(cls, given: Mapping[str, Any]) -> SamplingConfig:
         """Read generation arguments as they come from a task or the command line; refuse what is not known."""
         given = {k: v for k, v in given.items() if v is not None}
-        for key, harmless in (("num_beams", 1), ("use_cache", True), ("num_return_sequences", 1), ("early_stopping", False)):
+        for key, harmless in (
+            ("num_beams", 1),
+            ("use_cache", True),
+            ("num_return_sequences", 1),
+            ("early_stopping", False),
+        ):
             if key in given and given.pop(key) != harmless:
                 raise UserError(f"generation argument {key}: only {harmless} is known to this model")
         known = {f.name: f for f in fields(cls)}
         for key in given:
             if key not in known:
                 raise UserError(
-                    f"generation argument {key!r} is not known, these are: {', '.join(known)}" + nearest(key, list(known))
+                    f"generation argument {key!r} is not known, these are: {', '.join(known)}"
+                    + nearest(key, list(known))
                 )
         sampling = cls(**{k: type(known[k].default)(v) for k, v in given.items()})
         if "do_sample" not in given and given.get("temperature") and sampling.temperature != 1.0:
@@ -72,7 +78,9 @@ def right_padded(rows: list[list[int]], device: torch.device, fill: int = 0) -> 
     return ids.reshape(len(rows), longest).to(device), torch.tensor([len(row) for row in rows], device=device)
 
 
-def choose(logits: Tensor, sampling: SamplingConfig, history: list[list[int]], generator: torch.Generator | None) -> Tensor:
+def choose(
+    logits: Tensor, sampling: SamplingConfig, history: list[list[int]], generator: torch.Generator | None
+) -> Tensor:
     """The next token of each row (batch,) from logits (batch, vocabulary) float32."""
     if sampling.repetition_penalty != 1.0:
         logits = logits.clone()

@@ -71,7 +71,9 @@ def as_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
     if key == "auto":
         return None
     if key not in DTYPES:
-        raise UserError(f"dtype {name!r} is not known, these are: auto, {', '.join(DTYPES)}" + nearest(key, list(DTYPES)))
+        raise UserError(
+            f"dtype {name!r} is not known, these are: auto, {', '.join(DTYPES)}" + nearest(key, list(DTYPES))
+        )
     return DTYPES[key]
 
 
@@ -226,7 +228,9 @@ def assign(
     wanted |= {name: b for name, b in model.named_buffers(remove_duplicate=False)}
     persistent = model.state_dict(keep_vars=True).keys()
     problems = [
-        f"missing {name} {tuple(wanted[name].shape)}" for name in persistent if name not in tensors and not optional(name)
+        f"missing {name} {tuple(wanted[name].shape)}"
+        for name in persistent
+        if name not in tensors and not optional(name)
     ]
     problems += [f"unexpected {name} {tuple(tensors[name].shape)}" for name in tensors if name not in persistent]
     for name in persistent:
@@ -277,7 +281,11 @@ def family_of(config: Mapping[str, Any], arch: str | None = None) -> str:
         return "transformers"
     if "mixer" in config or "alt_mixer" in config:
         return "jrt"
-    if "d_model" in config and "n_layer" in config and ("ssm_cfg" in config or kind in (None, "gpt2", "mamba", "mamba2")):
+    if (
+        "d_model" in config
+        and "n_layer" in config
+        and ("ssm_cfg" in config or kind in (None, "gpt2", "mamba", "mamba2"))
+    ):
         return "mamba"
     if "n_embd" in config and any(
         key in config for key in ("rms_norm", "rotary_emb_fraction", "pad_vocab_size_multiple", "alt_mixer_2")
@@ -318,7 +326,9 @@ def load_jrt(
         tensors[decay_key] = tensors[decay_key].float()
     elif hasattr(model.transformer, "decay"):
         if config.decay_const is None:
-            raise UserError(f"{source.name}: fixed_decay is true, with neither decay_const nor {decay_key} to say which")
+            raise UserError(
+                f"{source.name}: fixed_decay is true, with neither decay_const nor {decay_key} to say which"
+            )
         holder: Any = model.transformer.decay
         with torch.device("cpu"):
             holder.decay = type(holder)(holder.decay.numel(), config.decay_const).decay.to(device)

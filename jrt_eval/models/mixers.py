@@ -155,9 +155,7 @@ class LinearAttention(nn.Module):
                 k = k.masked_fill((place < at.pads[:, None])[..., None, None], 0)
         scale = None if self.decay_proj is None else self.decay_proj(x)
         with _no_autocast(x):
-            y, new = kernels.taylor_linear_attention(
-                q, k, v, state, mask=at.mask(), decay=decay, backend=at.backend
-            )
+            y, new = kernels.taylor_linear_attention(q, k, v, state, mask=at.mask(), decay=decay, backend=at.backend)
             if scale is not None:
                 y = y * scale.to(y.dtype)[..., None]
         return self.out_proj(y.flatten(-2)), new

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from jrt_eval.models.config import ModelConfig, parse_config
-from jrt_eval.models.generation import Generation, SamplingConfig, generate, right_padded
+from jrt_eval.models.generation import Generation, SamplingConfig, StopTest, generate, right_padded
 from jrt_eval.models.layers import GatedMLP, LayerNorm, RMSNorm
 from jrt_eval.models.mixers import (
     At,
     KVState,
     LinearAttention,
     MixerState,
-    SlidingWindow,
     build_mixer,
 )
 
@@ -55,7 +53,9 @@ class ModelState:
         """Bytes that the layers' states take, all rows together."""
         total = 0
         for state in self.layers:
-            parts = [state] if isinstance(state, Tensor) else vars(state).values() if isinstance(state, KVState) else state
+            parts = (
+                [state] if isinstance(state, Tensor) else vars(state).values() if isinstance(state, KVState) else state
+            )
             total += sum(t.numel() * t.element_size() for t in parts if isinstance(t, Tensor))
         return total
 
@@ -155,6 +155,11 @@ class JRTModel(nn.Module):
         return self.config.family
 
     @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding table, padding included."""
+        return self.config.padded_vocab_size
+
+    @property
     def enc_length(self) -> int:
         """M, the positions that the encoder reads; 0 for models without one."""
         return self.config.enc_length
@@ -185,9 +190,7 @@ class JRTModel(nn.Module):
         encoder_lengths (batch,): how many of a row's first tokens the JRT encoder reads, min(M, length) by default.
         pads (batch,): leading tokens that are left padding of a JRT prompt, whose keys are zeroed.
         """
-        x, new = self.hidden(
-            input_ids, state=state, lengths=lengths, encoder_lengths=encoder_lengths, pads=pads
-        )
+        x, new = self.hidden(input_ids, state=state, lengths=lengths, encoder_lengths=encoder_lengths, pads=pads)
         return CausalLMOutput(self.logits(x), new)
 
     def hidden(
@@ -255,9 +258,7 @@ class JRTModel(nn.Module):
 
     # --- prompts
 
-    def prefill(
-        self, prompts: list[list[int]], *, short_prompt: str = "left_pad"
-    ) -> tuple[Tensor, ModelState]:
+    def prefill(self, prompts: list[list[int]], *, short_prompt: str = "left_pad") -> tuple[Tensor, ModelState]:
         """Read prompts of any lengths: logits after each one's last token (batch, padded vocabulary), and the state."""
         x, state, last = self._read(prompts, short_prompt)
         return self.logits(x[torch.arange(len(last), device=x.device), last]), state
@@ -313,6 +314,27 @@ class JRTModel(nn.Module):
         else:
             hidden = first[:, None]
         return score_tokens(self.logits, hidden, continuations)
+
+    def continue_prompts(
+        self,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        *,
+        sampling: Mapping[str, Any],
+        stop_ids: list[int],
+        stop_test: StopTest | None = None,
+        short_prompt: str = "left_pad",
+    ) -> list[list[int]]:
+        """Each prompt's new tokens, its stop token included; prompts of any lengths, which do not influence each other."""
+        return generate(
+            self,
+            prompts,
+            max_new_tokens,
+            sampling=SamplingConfig.of(sampling),
+            stop_ids=stop_ids,
+            stop_test=stop_test,
+            short_prompt=short_prompt,
+        ).tokens
 
     @torch.no_grad()
     def generate(
@@ -399,7 +421,9 @@ def initialise(model: JRTModel, generator: torch.Generator | None = None) -> Non
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     module.bias.zero_()
             elif isinstance(module, nn.Conv1d):
-                module.weight.uniform_(-(module.kernel_size[0] ** -0.5), module.kernel_size[0] ** -0.5, generator=generator)
+                module.weight.uniform_(
+                    -(module.kernel_size[0] ** -0.5), module.kernel_size[0] ** -0.5, generator=generator
+                )
                 if module.bias is not None:
                     module.bias.zero_()
     model.tie_weights()
