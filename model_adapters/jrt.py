@@ -1,7 +1,7 @@
 """`--model jrt`: JRT-RNN, Based, Mamba, attention and any transformers causal LM in lm-eval.
 
-Beside lm-eval's usual arguments: `short_prompt` and `backend` (docs/models.md). What is told to lm-eval about the model
-(`get_model_info`) stands in the results file under `config`.
+Beside lm-eval's usual arguments: `short_prompt` and `backend` (docs/models.md). What is told to lm-eval about the
+model (`get_model_info`) stands in the results file under `config`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ BACKENDS = ("auto", "torch", "cpu", "cuda")
 _CPU_TOKENS = 8192  # batch_size=auto off the GPU: so many tokens at once, where more only take memory
 
 _ARGUMENTS = [
-    "pretrained", "checkpoint_name", "revision", "tokenizer", "dtype", "mixed_precision_dtype", "device", "batch_size",
-    "max_batch_size", "max_length", "max_gen_toks", "arch", "backend", "short_prompt", "trust_remote_code", "add_bos_token",
-    "prefix_token_id",
+    "pretrained", "checkpoint_name", "revision", "tokenizer", "dtype", "mixed_precision_dtype", "device",
+    "batch_size", "max_batch_size", "max_length", "max_gen_toks", "arch", "backend", "short_prompt",
+    "trust_remote_code", "add_bos_token", "prefix_token_id",
 ]  # fmt: skip
 
 
@@ -61,11 +61,12 @@ def _whole(name: str, value: Any) -> int:
 class JRTLM(TemplateLM):
     """The language model behind `--model jrt` (aliases `jrt_lm`, `based_lm`).
 
-    pretrained (alias checkpoint_name): hub id, folder, or a module of `jrt_eval.load_model`. tokenizer: hub id, folder or object; by default
-    the checkpoint's own, gpt2 for the released ones, EleutherAI/gpt-neox-20b for state-spaces' Mamba. dtype: auto, float32, bfloat16,
-    float16. mixed_precision_dtype: autocast over `dtype` weights (the published numbers: float32 weights, bfloat16 autocast). max_length: tokens of
-    context and continuation together. short_prompt: what JRT-RNN does with a prompt shorter than its encoder: left_pad, read_twice or
-    iterate. backend: kernels to use. arch: overrides the family that config.json says.
+    pretrained (alias checkpoint_name): hub id, folder, or a module of `jrt_eval.load_model`. tokenizer: hub id,
+    folder or object; by default the checkpoint's own, gpt2 for the released ones, EleutherAI/gpt-neox-20b for
+    state-spaces' Mamba. dtype: auto, float32, bfloat16, float16. mixed_precision_dtype: autocast over `dtype` weights
+    (the published numbers: float32 weights, bfloat16 autocast). max_length: tokens of context and continuation
+    together. short_prompt: what JRT-RNN does with a prompt shorter than its encoder: left_pad, read_twice or iterate.
+    backend: kernels to use. arch: overrides the family that config.json says.
     """
 
     def __init__(
@@ -135,8 +136,9 @@ class JRTLM(TemplateLM):
         self.tokenizer = tokenizer
         if len(tokenizer) > model.vocabulary:
             raise UserError(
-                f"{self.pretrained} has {model.vocabulary:,} rows in its vocabulary, the tokenizer {tokenizer.name_or_path or ''} "
-                f"{len(tokenizer):,} tokens: they do not belong together; give the model's own as tokenizer=..."
+                f"{self.pretrained} has {model.vocabulary:,} rows in its vocabulary, the tokenizer "
+                f"{tokenizer.name_or_path} {len(tokenizer):,} tokens: they do not belong together; "
+                "give the model's own as tokenizer=..."
             )
         self.add_bos_token = None if add_bos_token is None else _flag("add_bos_token", add_bos_token)
         self.custom_prefix_token_id = None if prefix_token_id is None else int(prefix_token_id)
@@ -150,7 +152,9 @@ class JRTLM(TemplateLM):
     # --- set-up
 
     def _set_up_processes(self, device: str | torch.device | None) -> None:
-        """One process, or a rank of `accelerate launch` (data parallel: lm-eval gives each rank its share of the requests)."""
+        """One process, or a rank of `accelerate launch` (data parallel: lm-eval gives each rank its share of the
+        requests).
+        """
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import Accelerator
 
@@ -411,14 +415,17 @@ class JRTLM(TemplateLM):
         return sorted(set(ids)), [term for term in until if term not in special]
 
     def _stop_test(self, texts: list[str], rows: int) -> Callable[[list[list[int]]], list[bool]]:
-        """Whether each row's text holds a stop string yet. Text, not tokens: a stop string may begin or end inside a token."""
+        """Whether each row's text holds a stop string yet. Text, not tokens: a stop string may begin or end inside a
+        token.
+        """
         done = [False] * rows
         longest = max(len(term.encode()) for term in texts)
 
         def test(tokens: list[list[int]]) -> list[bool]:
             for row, new in enumerate(tokens):
                 if not done[row]:
-                    # A new occurrence ends in the last token; every token holds a byte at least, and four more cover a split character.
+                    # A new occurrence ends in the last token; every token holds a byte at least, and four more cover
+                    # a split character.
                     tail = self.tok_decode(new[-(longest + 4) :])
                     done[row] = any(term in tail for term in texts)
             return done
@@ -447,7 +454,8 @@ class JRTLM(TemplateLM):
         for _, context, continuation in requests:
             if len(continuation) > self.max_length:
                 raise UserError(
-                    f"a continuation of {len(continuation)} tokens exceeds max_length={self.max_length}: raise it with max_length=..."
+                    f"a continuation of {len(continuation)} tokens exceeds max_length={self.max_length}: "
+                    "raise it with max_length=..."
                 )
             over = max(0, len(context) + len(continuation) - self.max_length - 1)
             pairs.append((context[min(over, len(context) - 1) :], continuation))
@@ -484,7 +492,9 @@ class JRTLM(TemplateLM):
             return self._model.score(contexts, continuations, short_prompt=self.short_prompt)
 
     def _chunks(self, order: list[int], pairs: list[tuple[list[int], list[int]]], size: int) -> Iterable[list[int]]:
-        """Batches of `size` distinct contexts where contexts are shared (and no more than 8 continuations each, on average)."""
+        """Batches of `size` distinct contexts where contexts are shared (and no more than 8 continuations each, on
+        average).
+        """
         shared = isinstance(self._model, JRTModel)
         chunk: list[int] = []
         contexts: set[tuple[int, ...]] = set()

@@ -55,7 +55,8 @@ class SamplingConfig:
 
 @dataclass
 class Generation:
-    """`tokens`: each row's new tokens, its stop token included; `scores`: the logits before each new token, (batch, vocabulary)
+    """`tokens`: each row's new tokens, its stop token included; `scores`: the logits before each new token, (batch,
+    vocabulary)
     per step; `sequences` (batch, prompt + new tokens)."""
 
     tokens: list[list[int]]

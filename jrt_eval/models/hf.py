@@ -22,8 +22,8 @@ from jrt_eval.models.model import score_tokens
 
 log = logging.getLogger(__name__)
 
-# Recurrent classes that zero a masked token's input before and after the convolution, so that left padding leaves their
-# state at zero. Other stateful models run in groups of equal length.
+# Recurrent classes that zero a masked token's input before and after the convolution, so that left padding leaves
+# their state at zero. Other stateful models run in groups of equal length.
 _MASKS_PADDING = {"mamba", "mamba2", "falcon_mamba"}
 
 
@@ -69,7 +69,9 @@ class TransformersModel(nn.Module):
 
     @torch.no_grad()
     def state_size(self, length: int = 2048) -> int:
-        """Bytes of one sequence's cache after `length` tokens, measured on two short ones (linear in length, or constant)."""
+        """Bytes of one sequence's cache after `length` tokens, measured on two short ones (linear in length, or
+        constant).
+        """
         short, long = 16, 24
         sizes = []
         for n in (short, long):
@@ -212,8 +214,10 @@ def _nbytes(cache: Any, seen: set[int] | None = None) -> int:
 _MAMBA1 = {"d_state": 16, "d_conv": 4, "expand": 2, "dt_rank": "auto", "conv_bias": True, "bias": False}
 _MAMBA2 = {"d_state": 128, "d_conv": 4, "expand": 2, "headdim": 64, "ngroups": 1, "chunk_size": 256, "conv_bias": True,
            "bias": False}  # fmt: skip
-_NEUTRAL = {"layer", "use_fast_path", "use_mem_eff_path", "dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "A_init_range",
-            "device", "dtype", "layer_idx", "process_group", "sequence_parallel", "conv_init"}  # fmt: skip
+_NEUTRAL = {
+    "layer", "use_fast_path", "use_mem_eff_path", "dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor",
+    "A_init_range", "device", "dtype", "layer_idx", "process_group", "sequence_parallel", "conv_init",
+}  # fmt: skip
 
 
 def mamba_config(raw: Mapping[str, Any], source: str, arch: str | None = None) -> Any:
@@ -249,22 +253,22 @@ def mamba_config(raw: Mapping[str, Any], source: str, arch: str | None = None) -
     except (KeyError, TypeError, ValueError):
         raise refuse("d_model, n_layer and vocab_size are needed, as whole numbers") from None
     multiple = int(raw.get("pad_vocab_size_multiple", 8) or 1)
-    common = dict(
-        vocab_size=-(-vocab // multiple) * multiple,
-        hidden_size=d_model,
-        num_hidden_layers=n_layer,
-        state_size=cfg["d_state"],
-        conv_kernel=cfg["d_conv"],
-        expand=cfg["expand"],
-        use_bias=bool(cfg["bias"]),
-        use_conv_bias=bool(cfg["conv_bias"]),
-        layer_norm_epsilon=float(raw.get("norm_epsilon", 1e-5)),
-        residual_in_fp32=bool(raw.get("residual_in_fp32", True)),
-        tie_word_embeddings=bool(raw.get("tie_embeddings", True)),
-        pad_token_id=None,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
+    common = {
+        "vocab_size": -(-vocab // multiple) * multiple,
+        "hidden_size": d_model,
+        "num_hidden_layers": n_layer,
+        "state_size": cfg["d_state"],
+        "conv_kernel": cfg["d_conv"],
+        "expand": cfg["expand"],
+        "use_bias": bool(cfg["bias"]),
+        "use_conv_bias": bool(cfg["conv_bias"]),
+        "layer_norm_epsilon": float(raw.get("norm_epsilon", 1e-5)),
+        "residual_in_fp32": bool(raw.get("residual_in_fp32", True)),
+        "tie_word_embeddings": bool(raw.get("tie_embeddings", True)),
+        "pad_token_id": None,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     if layer == "Mamba1":
         rank = cfg["dt_rank"]
         return MambaConfig(**common, time_step_rank=math.ceil(d_model / 16) if rank == "auto" else int(rank))

@@ -1,7 +1,7 @@
 """Checkpoints by folder or hub id: find the files, read tensors without executing anything, check every key.
 
-Weights are read with `torch.load(weights_only=True, mmap=True)` or safetensors, into a model built without memory of its own
-(meta device), so that loading peaks near the size of the file.
+Weights are read with `torch.load(weights_only=True, mmap=True)` or safetensors, into a model built without memory of
+its own (meta device), so that loading peaks near the size of the file.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ ARCHES = {
 
 # model_type of flash-linear-attention's configs
 FLA_TYPES = {
-    "abc", "comba", "deltaformer", "delta_net", "forgetting_transformer", "gated_deltanet", "gated_deltaproduct", "gla", "gsa",
-    "hgrn", "hgrn2", "kda", "lightnet", "linear_attn", "log_linear_mamba2", "mesa_net", "mla", "moba", "mom", "nsa", "path_attn",
-    "retnet", "rodimus", "rwkv6", "rwkv7", "samba",
+    "abc", "comba", "deltaformer", "delta_net", "forgetting_transformer", "gated_deltanet", "gated_deltaproduct",
+    "gla", "gsa", "hgrn", "hgrn2", "kda", "lightnet", "linear_attn", "log_linear_mamba2", "mesa_net", "mla", "moba",
+    "mom", "nsa", "path_attn", "retnet", "rodimus", "rwkv6", "rwkv7", "samba",
 }  # fmt: skip
 
 WEIGHT_FILES = (
@@ -89,9 +89,8 @@ class Source:
             self.folder = path
         elif path.is_file():
             raise UserError(f"{path} is a file: name the folder that holds config.json and the weights")
-        elif path.is_absolute() or self.name.startswith((".", "~")) or self.name.count("/") != 1:
-            if self.name.count("/") != 0 or path.is_absolute() or self.name.startswith((".", "~")):
-                raise UserError(f"no folder {path}, and a hub id reads owner/name")
+        elif path.is_absolute() or self.name.startswith((".", "~")) or self.name.count("/") > 1:
+            raise UserError(f"no folder {path}, and a hub id reads owner/name")
 
     def get(self, filename: str) -> Path | None:
         """The local path of a file, downloaded if needed; None where the checkpoint has no such file."""
@@ -221,11 +220,11 @@ def assign(
 ) -> None:
     """Put `tensors` into `model` (on the meta device), each key and shape checked; `dtype` None keeps the file's.
 
-    `tensors` is emptied on the way, so that nothing is held twice. Raises `UserError` with every key that is missing, unexpected
-    or misshapen.
+    `tensors` is emptied on the way, so that nothing is held twice. Raises `UserError` with every key that is missing,
+    unexpected or misshapen.
     """
-    wanted = {name: p for name, p in model.named_parameters(remove_duplicate=False)}
-    wanted |= {name: b for name, b in model.named_buffers(remove_duplicate=False)}
+    wanted = dict(model.named_parameters(remove_duplicate=False))
+    wanted |= dict(model.named_buffers(remove_duplicate=False))
     persistent = model.state_dict(keep_vars=True).keys()
     problems = [
         f"missing {name} {tuple(wanted[name].shape)}"
@@ -250,9 +249,11 @@ def assign(
         old = wanted[name]
         if id(old) in shared:  # tied: the first tensor serves both names
             continue
-        if t.is_floating_point() and not bool(torch.isfinite(t.sum(dtype=torch.float32 if t.itemsize < 4 else None))):
-            if not bool(torch.isfinite(t).all()):
-                raise UserError(f"{source}: {name} holds NaN or infinite values; the file is damaged")
+        # The sum is finite unless a value is not (or the sum overflows, which the second look clears).
+        wide = torch.float32 if t.itemsize < 4 else None
+        suspect = t.is_floating_point() and not bool(torch.isfinite(t.sum(dtype=wide)))
+        if suspect and not bool(torch.isfinite(t).all()):
+            raise UserError(f"{source}: {name} holds NaN or infinite values; the file is damaged")
         target = dtype if t.is_floating_point() else None
         t = t.to(device=device, dtype=target)
         owner, _, leaf = name.rpartition(".")
@@ -260,11 +261,10 @@ def assign(
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(t, requires_grad=old.requires_grad)
             shared[id(old)] = new
-            for prefix, other in model.named_modules(remove_duplicate=False):
+            for other in model.modules():
                 for key, p in list(other._parameters.items()):
                     if p is old:
                         other._parameters[key] = new
-            del prefix
         else:
             module._buffers[leaf] = t
 
@@ -356,12 +356,14 @@ def load_model(
 ) -> nn.Module:
     """Load a checkpoint by folder or hub id, in evaluation mode.
 
-    device: None takes cuda where it is. dtype: "auto" keeps the file's. backend: of the kernels ("auto", "torch", "cpu", "cuda").
+    device: None takes cuda where it is. dtype: "auto" keeps the file's. backend: of the kernels ("auto", "torch",
+    "cpu", "cuda").
     arch: jrt, based, attn, mamba, mamba2, transformers or fla, where config.json should not decide.
 
-    The module's call takes input_ids (batch, length) and returns an object with `.logits` (batch, length, vocabulary), padding rows of
-    the vocabulary included; `.generate(input_ids, max_new_tokens=...)` returns prompt and continuation; `.state_size(length)` the
-    bytes of one sequence's state. Raises `UserError`, one line, for anything wrong with the checkpoint.
+    The module's call takes input_ids (batch, length) and returns an object with `.logits` (batch, length,
+    vocabulary), padding rows of the vocabulary included; `.generate(input_ids, max_new_tokens=...)` returns prompt
+    and continuation; `.state_size(length)` the bytes of one sequence's state. Raises `UserError`, one line, for
+    anything wrong with the checkpoint.
     """
     where = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind = as_dtype(dtype)
@@ -385,7 +387,9 @@ def load_model(
 
 
 def save_pretrained(model: JRTModel, folder: str | Path, *, safetensors: bool = False) -> None:
-    """Write a model in the released form: config.json, and pytorch_model.bin or model.safetensors (tied weights once)."""
+    """Write a model in the released form: config.json, and pytorch_model.bin or model.safetensors (tied weights
+    once).
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(model.raw_config, indent=1) + "\n", encoding="utf-8")

@@ -4,16 +4,16 @@
     ke, ve     keys and values of the encoder  M     encoder length (`enc_length`)
     state      all that later tokens need of earlier ones
 
-`forward(x, state, at)` takes x (batch, length, d) and returns y (batch, length, d) and the state after each row's last valid
-token; the state given is left as it was, None starts a sequence. `step(x, state, at)` takes one token per row (batch, d) and
-updates the state in place. Rows are padded on the right: outputs at valid positions cannot see padding (all mixers are causal),
-and `At.lengths` keeps it out of the states.
+`forward(x, state, at)` takes x (batch, length, d) and returns y (batch, length, d) and the state after each row's
+last valid token; the state given is left as it was, None starts a sequence. `step(x, state, at)` takes one token per
+row (batch, d) and updates the state in place. Rows are padded on the right: outputs at valid positions cannot see
+padding (all mixers are causal), and `At.lengths` keeps it out of the states.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ class KVState:
     used: int  # the longest row's, known without asking the device
 
 
-MixerState = Union[TaylorState, WindowState, KVState, Tensor]
+MixerState: TypeAlias = TaylorState | WindowState | KVState | Tensor
 
 
 @dataclass
@@ -43,8 +43,8 @@ class At:
     """Where the tokens of one call stand; the same for every layer.
 
     positions (batch, length): of each token in its row. lengths (batch,): valid tokens of this call, None if all are.
-    encoded (batch,): tokens that the prefix encoder reads, at the start of a sequence. pads (batch,): leading tokens whose k and ke
-    are zeroed (left padding of JRT prompts).
+    encoded (batch,): tokens that the prefix encoder reads, at the start of a sequence. pads (batch,): leading tokens
+    whose k and ke are zeroed (left padding of JRT prompts).
     """
 
     positions: Tensor
@@ -76,7 +76,9 @@ def _no_autocast(x: Tensor) -> torch.autocast:
 
 
 class ShortConvolution(nn.Module):
-    """y = out_proj(silu(conv(a)) * b), [a; b] = in_proj(x), conv depthwise and causal. State: the last inputs of conv."""
+    """y = out_proj(silu(conv(a)) * b), [a; b] = in_proj(x), conv depthwise and causal. State: the last inputs of
+    conv.
+    """
 
     def __init__(self, dim: int, config: MixerConfig, conv_bias: bool) -> None:
         super().__init__()
@@ -112,8 +114,8 @@ class LinearAttention(nn.Module):
     """Causal linear attention, with prefix encoder (JRT-RNN) where `enc_length` is set, or with decay (Based).
 
     y_i = phi(q_i) . [sum_{j<=i} phi(k_j) v_j + sum_{j<M} phi(ke_j) ve_j] / (the same without v + 1e-12).
-    State: both sums, encoder included, for good. With decay the numerator's terms shrink by a_h per step and are scaled by
-    (decay_proj x_i)_h; the denominator's are not.
+    State: both sums, encoder included, for good. With decay the numerator's terms shrink by a_h per step and are
+    scaled by (decay_proj x_i)_h; the denominator's are not.
     """
 
     def __init__(self, dim: int, config: MixerConfig) -> None:

@@ -2,8 +2,8 @@
 
     r = embed(ids);  per layer  r += mixer(norm1(r)),  r += mlp(norm2(r));  logits = ln_f(r) @ embeddings^T
 
-with r in float32. Two ways of running it agree token by token: `forward` over many tokens and `step` over one, both a function of
-`ModelState` (design: prefill and decode are one function of state).
+with r in float32. Two ways of running it agree token by token: `forward` over many tokens and `step` over one, both a
+function of `ModelState` (design: prefill and decode are one function of state).
 """
 
 from __future__ import annotations
@@ -93,8 +93,9 @@ class Decay(nn.Module):
 class JRTModel(nn.Module):
     """A JRT-RNN, Based or attention checkpoint.
 
-    model(input_ids) computes the logits of whole sequences: for JRT-RNN the encoder reads the first min(M, length) positions, with no
-    padding added. model.generate(input_ids, max_new_tokens=...) continues prompts, left-padded to M as the checkpoints expect.
+    model(input_ids) computes the logits of whole sequences: for JRT-RNN the encoder reads the first min(M, length)
+    positions, with no padding added. model.generate(input_ids, max_new_tokens=...) continues prompts, left-padded to
+    M as the checkpoints expect.
     """
 
     def __init__(
@@ -229,7 +230,9 @@ class JRTModel(nn.Module):
         return ln_f(r), ModelState(states, seen.clone())
 
     def step(self, tokens: Tensor, state: ModelState) -> Tensor:
-        """Logits (batch, padded vocabulary) after one more token per row, tokens (batch,); `state` is updated in place."""
+        """Logits (batch, padded vocabulary) after one more token per row, tokens (batch,); `state` is updated in
+        place.
+        """
         at = At(state.length[:, None].clone(), backend=self.backend)
         r = self._embed(tokens)
         decay = self._decay()
@@ -296,10 +299,11 @@ class JRTModel(nn.Module):
     def score(
         self, contexts: list[list[int]], continuations: list[list[int]], *, short_prompt: str = "left_pad"
     ) -> list[tuple[Tensor, Tensor]]:
-        """For each pair, log p (n,) of the continuation's n tokens after its context, and whether each was the likeliest (n,).
+        """For each pair, log p (n,) of the continuation's n tokens after its context, and whether each was the
+        likeliest (n,).
 
-        A context must hold at least one token. Only contexts are encoded (JRT), and a context that stands in several pairs is
-        read once.
+        A context must hold at least one token. Only contexts are encoded (JRT), and a context that stands in several
+        pairs is read once.
         """
         index = {tuple(context): 0 for context in contexts}
         index = {context: i for i, context in enumerate(index)}
@@ -325,7 +329,9 @@ class JRTModel(nn.Module):
         stop_test: StopTest | None = None,
         short_prompt: str = "left_pad",
     ) -> list[list[int]]:
-        """Each prompt's new tokens, its stop token included; prompts of any lengths, which do not influence each other."""
+        """Each prompt's new tokens, its stop token included; prompts of any lengths, which do not influence each
+        other.
+        """
         return generate(
             self,
             prompts,
@@ -353,8 +359,9 @@ class JRTModel(nn.Module):
     ) -> Tensor | Generation:
         """Continue prompts: (batch, prompt + new tokens), as transformers' `generate`.
 
-        input_ids (batch, length), with `attention_mask` where rows are padded (on either side), or a list of token lists.
-        The new tokens of every row follow the given prompts; rows that stopped early hold `pad_token_id` (eos by default).
+        input_ids (batch, length), with `attention_mask` where rows are padded (on either side), or a list of token
+        lists. The new tokens of every row follow the given prompts; rows that stopped early hold `pad_token_id` (eos
+        by default).
         sampling: do_sample, temperature, top_k, top_p, min_p, repetition_penalty.
         """
         if isinstance(input_ids, Tensor):
@@ -389,7 +396,8 @@ def score_tokens(
 ) -> list[tuple[Tensor, Tensor]]:
     """log p and greediness of each continuation's tokens, hidden (batch, longest, d) being what predicts them.
 
-    The head runs on valid positions alone, in pieces, so that no (batch, length, vocabulary) array is held; softmax in float32.
+    The head runs on valid positions alone, in pieces, so that no (batch, length, vocabulary) array is held; softmax
+    in float32.
     """
     sizes = [len(tokens) for tokens in continuations]
     flat = torch.cat([hidden[i, :n] for i, n in enumerate(sizes)])
@@ -406,9 +414,11 @@ def score_tokens(
 
 
 def initialise(model: JRTModel, generator: torch.Generator | None = None) -> None:
-    """The release's initialisation: normal, std sqrt(2 / (5 n_embd)) with `special_initializer` (else `initializer_range`).
+    """The release's initialisation: normal, std sqrt(2 / (5 n_embd)) with `special_initializer` (else
+    `initializer_range`).
 
-    Projections that write to the residual stream (`out_proj`, `fc2`) are scaled by 1/sqrt(2 n_layer); biases are zero, norms one.
+    Projections that write to the residual stream (`out_proj`, `fc2`) are scaled by 1/sqrt(2 n_layer); biases are
+    zero, norms one.
     """
     config = model.config
     std = math.sqrt(2 / (5 * config.d_model)) if config.special_initializer else config.initializer_range
@@ -439,7 +449,8 @@ def from_config(
 ) -> JRTModel:
     """A model of a released-form config (the dict of a config.json) with random weights, ready to train.
 
-    seed: weights that depend on nothing else; None draws from torch's global generator. On device "meta" nothing is drawn.
+    seed: weights that depend on nothing else; None draws from torch's global generator. On device "meta" nothing is
+    drawn.
     """
     with torch.device(device):
         model = JRTModel(parse_config(config), config, backend=backend)

@@ -13,8 +13,8 @@ _END = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOS]")
 def load_tokenizer(name: str | Path, revision: str | None = None, *, trust_remote_code: bool = False) -> Any:
     """A transformers tokenizer from a hub id or a folder.
 
-    Beside what transformers reads, a folder may hold only GPT-2's `vocab.json` and `merges.txt`, or only a `tokenizer.json`; then
-    the end-of-text token is the first of the usual names that its vocabulary has.
+    Beside what transformers reads, a folder may hold only GPT-2's `vocab.json` and `merges.txt`, or only a
+    `tokenizer.json`; then the end-of-text token is the first of the usual names that its vocabulary has.
     """
     folder = Path(name).expanduser()
     try:
