@@ -1,4 +1,4 @@
-"""What lm-eval knows: model types, tasks and what a group stands for. Imports lm_eval, but neither torch nor a data set."""
+"""What lm-eval knows: model types, tasks, what a group stands for. Imports neither torch nor a data set."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from jrt_eval.errors import UserError, nearest
+from jrt_eval.plugin import register_models, task_folder
 
 
 def check_model_types(types: Iterable[tuple[str, str]]) -> None:
     """Refuse an lm-eval model type that is not registered; `types` are (type, where it stands)."""
     import lm_eval.models  # noqa: F401 - fills the registry with names, imports no backend
     from lm_eval.api.registry import model_registry
-
-    from jrt_eval.plugin import register_models
 
     register_models()  # for interpreters where the start-up hook is off
     known = list(model_registry.keys())
@@ -31,16 +30,14 @@ class Catalogue:
     """lm-eval's index of tasks, ours and the `include_path`'s among them; the same for lm-eval 0.4.10 to 0.4.13."""
 
     def __init__(self, include_path: Iterable[str] = ()) -> None:
-        from lm_eval.tasks import TaskManager
-
-        from jrt_eval.plugin import register_tasks
-
-        register_tasks()
-        folders = list(include_path)
-        for folder in folders:
+        self._folders = list(include_path)
+        for folder in self._folders:
             if not Path(folder).is_dir():
                 raise UserError(f"no folder {folder} to take tasks from ('include_path')")
-        self._index: dict[str, Any] = dict(TaskManager(include_path=folders or None).task_index)
+        # The user's folders win over ours and ours over lm-eval's, whose thousands of files take seconds to read: they
+        # are read when a name is in neither.
+        self._index = _index([str(task_folder()), *self._folders], include_defaults=False)
+        self._complete = False
         self._digests: dict[Path, str] = {}
 
     def expand(self, names: Iterable[str], where: str) -> list[str]:
@@ -70,6 +67,9 @@ class Catalogue:
         return Path(path) if path and path != -1 else None
 
     def _leaves(self, name: str, where: str, above: tuple[str, ...]) -> Iterator[str]:
+        if name not in self._index and not self._complete:
+            self._index = {**_index([], include_defaults=True), **self._index}
+            self._complete = True
         if name not in self._index:
             known = list(self._index)
             ours = [task for task in known if task.startswith(("jrt_", "based_"))]
@@ -104,9 +104,15 @@ class Catalogue:
 
             Loader.add_constructor("!function", lambda loader, node: node.value)
             path = self._yaml(group)
-            config = yaml.load(path.read_text(encoding="utf-8"), Loader) if path else {}  # noqa: S506
+            config = yaml.load(path.read_text(encoding="utf-8"), Loader) if path else {}
         members = config.get("task") or []
         return [
             member["task"] if isinstance(member, dict) and set(member) == {"task"} else member
             for member in ([members] if isinstance(members, str) else members)
         ]
+
+
+def _index(folders: list[str], *, include_defaults: bool) -> dict[str, Any]:
+    from lm_eval.tasks import TaskManager
+
+    return dict(TaskManager(include_path=folders or None, include_defaults=include_defaults).task_index)

@@ -1,7 +1,7 @@
 """Prompts and tokens of a task before it runs: rows and mean lengths of the data sets, from their cards and the paper.
 
-An estimate for planning, nothing else: the tokens are what a model reads (prompt) and writes (48 at most per prompt, and
-the estimate takes all of them).
+An estimate for planning, nothing else: the tokens are what a model reads (prompt) and writes (48 at most per prompt,
+and the estimate takes all of them).
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ next attempt asks the model only what is not in it. The cache belongs to one fin
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -118,10 +119,10 @@ class JobRun:
             log.write(f"--- attempt {self._attempt}: {len(units)} tasks, batch size {batch}\n".encode())
             log.flush()
             self._log_start = log.tell()
+            launch = [sys.executable, "-m", "jrt_eval.sweep.launch", str(os.getpid())]
             # A new session, so that the whole tree of processes can be ended, and the GPU with it.
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "jrt_eval.sweep.launch", str(os.getpid()), *self._command]
-                + ["--config", str(config)],
+                [*launch, *self._command, "--config", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -232,10 +233,8 @@ class JobRun:
 
 def end_group(group: int) -> None:
     """SIGKILL to a process group, if it is there."""
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def end_orphans(folder: Path, job: str | None = None) -> int:

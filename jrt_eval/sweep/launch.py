@@ -1,7 +1,7 @@
 """`python -m jrt_eval.sweep.launch PARENT COMMAND...`: become COMMAND, and die with the process that started us.
 
-A sweep that is killed with -9 cannot clean up; on Linux the kernel does it, by the signal asked for here, which outlasts
-the exec. Elsewhere the next sweep on the folder finds and ends what is left.
+A sweep that is killed with -9 cannot clean up; on Linux the kernel does it, by the signal asked for here, which
+outlasts the exec. Elsewhere the next sweep on the folder finds and ends what is left.
 """
 
 from __future__ import annotations

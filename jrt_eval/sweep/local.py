@@ -58,7 +58,7 @@ class Pool:
         self._memory = memory
 
     def take(self, wanted: Resources) -> Grant | None:
-        """A share for a job, or None where it must wait. A fraction of a GPU comes from one GPU, the fullest that fits."""
+        """A share for a job, or None where it must wait. A fraction comes from one GPU, the fullest that fits."""
         if wanted.cpus > self._cpus + _EPSILON or wanted.memory > self._memory:
             return None
         if wanted.gpus < 1:
@@ -108,7 +108,7 @@ class LocalEngine:
                 raise UserError(f"job {job.id} asks for {wanted.cpus:g} CPUs; there are {self._cpus:g} here")
             if wanted.memory > memory:
                 raise UserError(
-                    f"job {job.id} asks for {wanted.memory / 1e9:.0f} GB of memory; there are {memory / 1e9:.0f} GB here"
+                    f"job {job.id} asks for {wanted.memory / 1e9:.0f} GB of memory; here are {memory / 1e9:.0f} GB"
                 )
 
     def run(

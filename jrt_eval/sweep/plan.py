@@ -100,7 +100,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def model_identity(args: dict[str, Any]) -> Any:
-    """What tells one local checkpoint from another of the same path: its config, and the sizes and times of its files."""
+    """What tells a local checkpoint from another in the same folder: configs, sizes and times of its files."""
     path = _checkpoint(args)
     if path is None or not path.is_dir():
         return None

@@ -1,4 +1,4 @@
-"""The Ray engine: the same jobs, placed by Ray on the GPUs of one machine or many. The extra `jrt-eval[sweep]` brings it.
+"""The Ray engine: the same jobs, placed by Ray on one machine or many. The extra `jrt-eval[sweep]` brings it.
 
 The folder must be on a file system that all machines share. Ray sets CUDA_VISIBLE_DEVICES for a task; the task runs the
 job as the local engine does, so that a worker killed by anyone takes its lm_eval with it.

@@ -17,7 +17,7 @@ FILES = Path(__file__).parent / "files"
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job is given: `gpus` may be a fraction below 1 (several jobs on one GPU); `memory` in bytes, 0: undeclared."""
+    """What a job is given: `gpus` may be a fraction below 1 (several jobs on one); `memory` in bytes, 0: undeclared."""
 
     gpus: float = 1
     cpus: float = 1
@@ -37,7 +37,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Setting:
-    """Everything beside the model that one lm_eval process shares; made of the file's top level, a setting and a model."""
+    """All that one lm_eval process shares beside the model: the file's top level, a setting and a model."""
 
     name: str
     tasks: tuple[str, ...]
@@ -110,7 +110,7 @@ def find(name: str) -> Path:
 
 
 def load(name: str, overrides: Iterable[str] = ()) -> Sweep:
-    """Read and check a sweep file; `overrides` are `key=value` or `a.b=value`, the value in YAML, as `--set` gives them."""
+    """Read and check a sweep file; `overrides` are what `--set` gives: `key=value`, `a.b=value`, values in YAML."""
     path = find(name)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -3,7 +3,7 @@
     sweep.yaml               the sweep file as it ran
     plan.json                its jobs and units
     results/UNIT/            a finished unit: lm-eval's results and samples of that task, and record.json
-    jobs/JOB/                log.txt, status.json, the YAML of each attempt, cache/ (answers so far), out-N/ (while it runs)
+    jobs/JOB/                log.txt, status.json, attempt-N.yaml, cache/ (answers so far), out-N/ (while it runs)
     set_aside/               results that other settings or versions made, never deleted
     table.md, table.csv      the final table
 
@@ -46,7 +46,7 @@ class Folder:
         return read_json(self.results / unit.key / "record.json")
 
     def done(self, unit: Unit, commit: str | None = None) -> bool:
-        """Whether the unit is finished by these settings and versions (and, where both are known, this model commit)."""
+        """Whether the unit is finished by these settings, versions and (where both are known) model commit."""
         record = self.record(unit)
         if record is None or record.get("fingerprint") != unit.fingerprint:
             return False
