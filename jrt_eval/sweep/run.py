@@ -72,47 +72,55 @@ def run_sweep(
     jobs = plan(sweep)
     place = Folder(folder)
     with place.lock(), _terminate_as_interrupt():
-        missing = prepare(place, sweep, jobs, resume=resume)
+        missing = find_missing(place, sweep, jobs, resume=resume)
+        if missing:
+            engine.check(missing)
+            place.check_space(sum(job.prompts or 0 for job in missing) * _SAMPLE_BYTES)
+        prepare(place, sweep, jobs, missing, resume=resume)
         units, total = sum(len(job.units) for job in missing), sum(len(job.units) for job in jobs)
         print(f"{sweep.name}: {total} results, {total - units} there already, {units} to make in {len(missing)} jobs")
         broken: dict[str, str] = {}
         began = time.monotonic()
         if missing:
-            place.check_space(sum(job.prompts or 0 for job in missing) * _SAMPLE_BYTES)
-            engine.check(missing)
             with Board(place, jobs, f"{sweep.name} in {place.path}") as board:
                 broken = engine.run(missing, place, board.tick, command)
         return report(place, sweep, jobs, broken, time.monotonic() - began)
 
 
-def prepare(place: Folder, sweep: Sweep, jobs: Sequence[Job], *, resume: bool = True) -> list[Job]:
-    """Make the folder say what this sweep is, set aside what other settings made, and return what is missing."""
+def find_missing(place: Folder, sweep: Sweep, jobs: Sequence[Job], *, resume: bool = True) -> list[Job]:
+    """The jobs with the units that are not there, or not by these settings and versions. Changes nothing."""
     before = read_json(place.plan)
     if before is not None and before.get("name") != sweep.name:
         raise UserError(
             f"{place.path} holds the sweep {before.get('name')!r}, not {sweep.name!r}: give another folder with -o"
         )
+    missing = []
+    for job in jobs:
+        keys = {unit.key for unit in job.units if not resume or not place.done(unit, job.commit)}
+        missing += [job.only(keys)] if keys else []
+    return missing
+
+
+def prepare(place: Folder, sweep: Sweep, jobs: Sequence[Job], missing: Sequence[Job], *, resume: bool = True) -> None:
+    """Make the folder say what this sweep is, end what a killed one left, set aside what other settings made."""
     for path in (place.results, place.jobs):
         path.mkdir(parents=True, exist_ok=True)
     ended = end_orphans(place.path)
     if ended:
         print(f"ended {ended} processes that an earlier, killed sweep left running here")
     place.clean()
-    missing = []
-    for job in jobs:
-        keys = set()
+    for job in missing:
         for unit in job.units:
-            if resume and place.done(unit, job.commit):
-                continue
-            keys.add(unit.key)
             if (place.results / unit.key).exists():
                 why = "made by other settings or versions" if resume else "--no-resume"
                 place.set_aside(unit.key, why)
-        if keys:
-            missing.append(job.only(keys))
-            (place.job(job) / "status.json").unlink(missing_ok=True)
+        (place.job(job) / "status.json").unlink(missing_ok=True)
         if not resume:
             shutil.rmtree(place.job(job), ignore_errors=True)
+    planned = {unit.key for job in jobs for unit in job.units}
+    others = [path.name for path in place.results.iterdir() if path.is_dir() and path.name not in planned]
+    if others:
+        print(f"{len(others)} results here are of an earlier form of this sweep file, e.g. {others[0]}; they stay")
     write(place.path / "sweep.yaml", yaml.safe_dump(sweep.raw, sort_keys=False, allow_unicode=True))
     write(
         place.plan,
@@ -122,7 +130,6 @@ def prepare(place: Folder, sweep: Sweep, jobs: Sequence[Job], *, resume: bool = 
             default=str,
         ),
     )
-    return missing
 
 
 def report(place: Folder, sweep: Sweep, jobs: Sequence[Job], broken: dict[str, str], seconds: float) -> int:
@@ -195,7 +202,7 @@ def _check_checkpoints(sweep: Sweep) -> None:
         where = f"model {model.name!r} of {Path(sweep.source).name}"
         if name.startswith(("/", "~", ".")) or name.count("/") != 1:
             parent = Path(name).parent
-            beside = [str(p) for p in parent.iterdir()] if parent.is_dir() else []
+            beside = [str(p) for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
             if name.startswith(("/", "~", ".")):
                 raise UserError(f"no checkpoint folder {name} ({where}){nearest(name, beside)}")
             continue

@@ -143,6 +143,9 @@ def parse(raw: dict[str, Any], source: Path) -> Sweep:
         here = f"setting {number} of {where}"
         _mapping(entry, here)
         _only(entry, ["name", "models", *_SETTING_KEYS], here)
+        if "name" not in entry and "context_length" in entry:
+            length = entry["context_length"]
+            entry = {"name": "whole" if length is None else str(length), **entry}
         settings.append(_setting(entry, base, here))
         if not settings[-1].tasks:
             raise UserError(f"{here} names no tasks: add 'tasks:' there or at the top of the file")
@@ -233,9 +236,6 @@ def _setting(raw: Mapping[str, Any], base: Setting, where: str) -> Setting:
             values[key] = value
         else:
             values[key] = value
-    if "name" not in raw and "context_length" in raw and "name" not in values["metadata"] and not values["name"]:
-        length = raw["context_length"]
-        values["name"] = "whole" if length is None else str(length)
     values["name"] = str(values["name"])
     return Setting(**values)
 

@@ -106,6 +106,7 @@ class Folder:
 
     def check_space(self, needed: int = 0) -> None:
         """Refuse to start where the disk is full."""
+        self.path.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.path).free
         if free < needed + SPARE:
             raise UserError(
