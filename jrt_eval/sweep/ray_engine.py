@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -53,6 +54,7 @@ class RayEngine:
             options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
             if self._address == "local":
                 options["include_dashboard"] = False
+            _reach(self._address)
             try:
                 ray.init(address=self._address, **options)
             except (ConnectionError, ValueError, RuntimeError) as error:
@@ -63,6 +65,7 @@ class RayEngine:
             wanted = _request(job)
             named = {"GPU": wanted["num_gpus"], "CPU": wanted["num_cpus"], "memory": wanted.get("memory", 0)}
             if not any(all(node.get(key, 0) >= amount for key, amount in named.items()) for node in nodes):
+                ray.shutdown()
                 most = {key: max((node.get(key, 0) for node in nodes), default=0) for key in named}
                 raise UserError(
                     f"no machine of the Ray cluster can run job {job.id}: it asks for {named['GPU']:g} GPU(s), "
@@ -114,6 +117,17 @@ class RayEngine:
                 ray.cancel(reference, force=True)
             ray.shutdown()
         return broken
+
+
+def _reach(address: str) -> None:
+    """Ray itself keeps trying an address where nobody answers for more than six minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(f"cannot reach Ray at {address!r}: {error.strerror or error}") from None
 
 
 def _request(job: Job) -> dict[str, Any]:
