@@ -12,6 +12,7 @@ from jrt_eval.errors import install_excepthook, nearest
 # command -> (module:object, the line that `jrt-eval --help` shows)
 COMMANDS = {
     "doctor": ("jrt_eval.doctor:doctor", "Say what is live here, and why the rest is not."),
+    "sweep": ("jrt_eval.sweep.cli:sweep", "Run models x tasks x settings through lm_eval, resumable."),
 }
 
 

@@ -30,6 +30,9 @@ def register_models() -> None:
     install_excepthook()
     if hasattr(registry, "load_plugins"):  # this lm-eval discovers our entry points itself
         return
+    # lm-eval fills its registry on the first look-up, but only while it is empty: ours must not come first.
+    import lm_eval.models  # noqa: F401
+
     for name, target in MODELS.items():
         if name not in registry.model_registry:
             registry.model_registry.register(name, target=target)

@@ -1,0 +1,118 @@
+"""What lm-eval knows: model types, tasks, what a group stands for. Imports neither torch nor a data set."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jrt_eval.errors import UserError, nearest
+from jrt_eval.plugin import register_models, task_folder
+
+
+def check_model_types(types: Iterable[tuple[str, str]]) -> None:
+    """Refuse an lm-eval model type that is not registered; `types` are (type, where it stands)."""
+    import lm_eval.models  # noqa: F401 - fills the registry with names, imports no backend
+    from lm_eval.api.registry import model_registry
+
+    register_models()  # for interpreters where the start-up hook is off
+    known = list(model_registry.keys())
+    for kind, where in types:
+        if kind not in known:
+            raise UserError(
+                f"unknown model type {kind!r} in {where}{nearest(kind, known)}; "
+                "lm-eval has, among others: jrt, hf, vllm"
+            )
+
+
+class Catalogue:
+    """lm-eval's index of tasks, ours and the `include_path`'s among them; the same for lm-eval 0.4.10 to 0.4.13."""
+
+    def __init__(self, include_path: Iterable[str] = ()) -> None:
+        self._folders = list(include_path)
+        for folder in self._folders:
+            if not Path(folder).is_dir():
+                raise UserError(f"no folder {folder} to take tasks from ('include_path')")
+        # The user's folders win over ours and ours over lm-eval's, whose thousands of files take seconds to read: they
+        # are read when a name is in neither.
+        self._index = _index([str(task_folder()), *self._folders], include_defaults=False)
+        self._complete = False
+        self._digests: dict[Path, str] = {}
+
+    def expand(self, names: Iterable[str], where: str) -> list[str]:
+        """The single tasks that `names` (tasks, groups, tags) stand for, in order, each once."""
+        return list(dict.fromkeys(task for name in names for task in self._leaves(name, where, ())))
+
+    def digest(self, task: str) -> str:
+        """A hash of the files that a task is made of: the YAML and Python files in its folder.
+
+        Whoever edits a task gets new results, without having to remember its version.
+        """
+        path = self._yaml(task)
+        if path is None:
+            return ""
+        folder = path.parent
+        if folder not in self._digests:
+            digest = hashlib.sha256()
+            for file in sorted([*folder.glob("*.y*ml"), *folder.glob("*.py"), *folder.glob("_*")]):
+                if file.is_file():
+                    digest.update(file.name.encode() + b"\0" + file.read_bytes())
+            self._digests[folder] = digest.hexdigest()[:16]
+        return self._digests[folder]
+
+    def _yaml(self, task: str) -> Path | None:
+        entry = self._index[task]
+        path = entry.get("yaml_path") if isinstance(entry, dict) else entry.yaml_path
+        return Path(path) if path and path != -1 else None
+
+    def _leaves(self, name: str, where: str, above: tuple[str, ...]) -> Iterator[str]:
+        if name not in self._index and not self._complete:
+            self._index = {**_index([], include_defaults=True), **self._index}
+            self._complete = True
+        if name not in self._index:
+            known = list(self._index)
+            ours = [task for task in known if task.startswith(("jrt_", "based_"))]
+            hint = nearest(name, ours) or nearest(name, known)
+            raise UserError(f"unknown task {name!r} in {where}{hint}; `lm_eval ls tasks` lists them")
+        entry = self._index[name]
+        kind = entry["type"] if isinstance(entry, dict) else entry.kind.name.lower()
+        if kind == "tag":
+            members: Any = entry["task"] if isinstance(entry, dict) else entry.tags
+            for member in sorted(members):
+                yield from self._leaves(member, where, (*above, name))
+        elif kind == "group":
+            for member in self._members(name):
+                if not isinstance(member, str) or member in above:
+                    # A task that the group defines or changes in place has no name of its own outside it.
+                    raise UserError(
+                        f"group {name!r} in {where} defines tasks in place, which a sweep cannot record one by one: "
+                        "name its tasks"
+                    )
+                yield from self._leaves(member, where, (*above, name))
+        else:
+            yield name
+
+    def _members(self, group: str) -> list[Any]:
+        entry = self._index[group]
+        config = None if isinstance(entry, dict) else entry.cfg
+        if not config or not isinstance(config.get("task"), list):
+            import yaml
+
+            class Loader(yaml.SafeLoader):
+                """Reads `!function ...` as its text: nothing is imported here."""
+
+            Loader.add_constructor("!function", lambda loader, node: node.value)
+            path = self._yaml(group)
+            config = yaml.load(path.read_text(encoding="utf-8"), Loader) if path else {}
+        members = config.get("task") or []
+        return [
+            member["task"] if isinstance(member, dict) and set(member) == {"task"} else member
+            for member in ([members] if isinstance(members, str) else members)
+        ]
+
+
+def _index(folders: list[str], *, include_defaults: bool) -> dict[str, Any]:
+    from lm_eval.tasks import TaskManager
+
+    return dict(TaskManager(include_path=folders or None, include_defaults=include_defaults).task_index)

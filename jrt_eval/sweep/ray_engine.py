@@ -1,0 +1,136 @@
+"""The Ray engine: the same jobs, placed by Ray on one machine or many. The extra `jrt-eval[sweep]` brings it.
+
+The folder must be on a file system that all machines share. Ray sets CUDA_VISIBLE_DEVICES for a task; the task runs the
+job as the local engine does, so that a worker killed by anyone takes its lm_eval with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jrt_eval.errors import UserError
+from jrt_eval.sweep.job import LM_EVAL, JobRun, status_of
+from jrt_eval.sweep.plan import Job
+from jrt_eval.sweep.store import Folder, write
+
+_RESUBMIT = 2  # how often a job comes again whose worker died
+
+
+def run_job(folder: str, job: Job, command: Sequence[str]) -> None:
+    """The body of a Ray task: one job from beginning to end."""
+    if not (Path(folder) / "plan.json").is_file():
+        raise UserError(f"{folder} is not there on {os.uname().nodename}: the machines must share the sweep's folder")
+    run = JobRun(Folder(folder), job, gpus=None if job.resources.gpus else "", command=command)
+    try:
+        while not run.poll():
+            time.sleep(0.2)
+    finally:
+        run.kill()
+
+
+class RayEngine:
+    """Hands every job to Ray with its declared GPUs, CPUs and memory."""
+
+    def __init__(self, address: str | None = None) -> None:
+        """`address`: a running cluster (`auto`, `host:port`, `ray://...`); None starts Ray on this machine."""
+        try:
+            import ray
+        except ImportError:
+            raise UserError("--engine ray needs Ray: pip install 'jrt-eval[sweep]', or use --engine local") from None
+        self._ray = ray
+        self._address = address or os.environ.get("RAY_ADDRESS") or "local"
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        """Start or reach Ray, and refuse a job that no machine of it could ever run."""
+        ray = self._ray
+        if not ray.is_initialized():
+            options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+            if self._address == "local":
+                options["include_dashboard"] = False
+            _reach(self._address)
+            try:
+                ray.init(address=self._address, **options)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                line = " ".join(str(error).split())[:200]
+                raise UserError(f"cannot reach Ray at {self._address!r}: {line}") from None
+        nodes = [node.get("Resources", {}) for node in ray.nodes() if node.get("Alive")]
+        for job in jobs:
+            wanted = _request(job)
+            named = {"GPU": wanted["num_gpus"], "CPU": wanted["num_cpus"], "memory": wanted.get("memory", 0)}
+            if not any(all(node.get(key, 0) >= amount for key, amount in named.items()) for node in nodes):
+                ray.shutdown()
+                most = {key: max((node.get(key, 0) for node in nodes), default=0) for key in named}
+                raise UserError(
+                    f"no machine of the Ray cluster can run job {job.id}: it asks for {named['GPU']:g} GPU(s), "
+                    f"{named['CPU']:g} CPUs and {named['memory'] / 1e9:.0f} GB; the largest have {most['GPU']:g}, "
+                    f"{most['CPU']:g} and {most['memory'] / 1e9:.0f} GB (see 'resources' in the sweep file)"
+                )
+
+    def run(
+        self,
+        jobs: Sequence[Job],
+        folder: Folder,
+        tick: Callable[[], None],
+        command: Sequence[str] = LM_EVAL,
+    ) -> dict[str, str]:
+        """Run the jobs; returns job -> why it could not be run to its end."""
+        ray = self._ray
+        remote = ray.remote(run_job)
+        pending: dict[Any, tuple[Job, int]] = {}
+        broken: dict[str, str] = {}
+
+        def submit(job: Job, times: int) -> None:
+            task = remote.options(**_request(job), max_retries=0, name=job.id)
+            pending[task.remote(str(folder.path), job, tuple(command))] = (job, times)
+
+        try:
+            for job in sorted(jobs, key=lambda job: -job.resources.gpus):
+                submit(job, 0)
+            while pending:
+                ended, _ = ray.wait(list(pending), num_returns=1, timeout=0.5)
+                for reference in ended:
+                    job, times = pending.pop(reference)
+                    try:
+                        ray.get(reference)
+                    except ray.exceptions.RayTaskError as error:  # run_job itself raised
+                        broken[job.id] = str(error.cause)
+                    except ray.exceptions.RayError as error:  # the worker or its machine is gone
+                        if times < _RESUBMIT:
+                            starved = isinstance(error, ray.exceptions.OutOfMemoryError)
+                            submit(replace(job, batch_size=8 >> times) if starved else job, times + 1)
+                            continue
+                        broken[job.id] = f"the Ray worker died {times + 1} times: {type(error).__name__}"
+                    if job.id in broken:
+                        state = {**status_of(folder, job), "state": "failed", "error": broken[job.id]}
+                        folder.job(job).mkdir(parents=True, exist_ok=True)
+                        write(folder.job(job) / "status.json", json.dumps(state, indent=2))
+                tick()
+        finally:
+            for reference in pending:
+                ray.cancel(reference, force=True)
+            ray.shutdown()
+        return broken
+
+
+def _reach(address: str) -> None:
+    """Ray itself keeps trying an address where nobody answers for more than six minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(f"cannot reach Ray at {address!r}: {error.strerror or error}") from None
+
+
+def _request(job: Job) -> dict[str, Any]:
+    wanted = job.resources
+    request: dict[str, Any] = {"num_gpus": wanted.gpus, "num_cpus": wanted.cpus}
+    return {**request, "memory": wanted.memory} if wanted.memory else request
