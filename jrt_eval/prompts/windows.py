@@ -110,6 +110,18 @@ def answer_position(source: Source) -> int:
     return -1
 
 
+# What decoding did to blanks when the paper's numbers were made (and transformers did by default until 4.45): applied
+# whatever the installed version or a tokenizer's configuration says, since prompts must not depend on those.
+_BLANKS = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+
+
+def tidy(text: str) -> str:
+    """`text` without the blanks before punctuation and contractions, as the original's decoding left it."""
+    for blank in _BLANKS:
+        text = text.replace(blank, blank.strip())
+    return text
+
+
 def span(answer: int, tokens: int, budget: int) -> tuple[int, int]:
     """The window [start, end) of `budget` tokens around token `answer` in a document of `tokens` tokens.
 
@@ -162,5 +174,5 @@ def _cut_chunk(sources: Sequence[Source], tokenizer: Tokenizer, budget: Budget) 
         if position == -1 and source.tok_pos is not None and answer > n:
             answer, known = source.tok_pos, True
         start, end = span(answer, len(ids), n)
-        result.append(Window(tokenizer.decode(ids[start:end]), len(ids), answer if known else None, start, end))
+        result.append(Window(tidy(tokenizer.decode(ids[start:end])), len(ids), answer if known else None, start, end))
     return result
