@@ -1,0 +1,224 @@
+"""The lm-eval task class behind our YAML files: stock `ConfigurableTask`, with our documents and a look at every prompt.
+
+A YAML that includes our template has `class: !function jrt_eval.prompts.task.ReadTwiceTask` and one key that stock tasks
+have not, `document:` (`jrt_eval.prompts.documents.DocumentSpec`). All else is lm-eval's: doc_to_text, metric_list, ...
+
+What a run did to the documents stands in lm-eval's results files, under `configs.<task>.metadata.jrt`:
+
+    documents       rows of the data set
+    dropped         of these, how many the window could not place; dropped_rows: which; dropped_why: why
+    without_answer  how many have no gold answer (they score 0)
+    context_length, answer_length, tokenizer, source   what the window was made with
+    prompts         how many prompts this process built
+    truncated       of these, how many lm-eval will cut; null where no tokenizer says how long they are
+    max_prompt_tokens, longest_prompt, tokens_lost     the limit, the longest prompt, the most that one loses
+
+and `truncated` is a metric too: the share of prompts that are cut, and 0 or 1 per sample.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+from lm_eval.api.task import ConfigurableTask
+from tqdm import tqdm
+
+from jrt_eval.errors import UserError
+from jrt_eval.prompts import documents as docs
+from jrt_eval.prompts import tokenization
+from jrt_eval.prompts.windows import Budget
+
+logger = logging.getLogger(__name__)
+
+CONTEXT_LENGTH, ANSWER_LENGTH = 1000, 50  # the paper's Table 1
+DEFAULT_MAX_LENGTH = 2048  # lm-eval's, where neither the model's config nor its tokenizer says
+DEFAULT_NEW_TOKENS = 256  # lm-eval's, where generation_kwargs do not say
+
+
+class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
+    """A generation task over documents that are windowed around their answer and read once or twice."""
+
+    def __init__(
+        self, data_dir: str | None = None, cache_dir: str | None = None, download_mode: Any = None, config: Any = None
+    ) -> None:
+        config = dict(config or {})
+        config.pop("class", None)
+        name = str(config.get("task"))
+        self.spec = docs.DocumentSpec.of(config.pop("document", None), name)
+        metadata = config.get("metadata")
+        config["metadata"] = {**(metadata if isinstance(metadata, Mapping) else {}), **_missing_metadata(metadata)}
+        config["metadata"]["document"] = {
+            key: list(value) if isinstance(value, tuple) else value for key, value in vars(self.spec).items()
+        }
+        self._tokenizer: tokenization.Tokenizer | None = None
+        self._truncated: frozenset[int] | None = None
+        super().__init__(data_dir, cache_dir, download_mode, config)
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Load, check, window and clean the documents. Raises `UserError`."""
+        config, metadata = self.config, self.config.metadata
+        split = config.test_split or config.validation_split or "validation"
+        if not config.dataset_path:
+            raise UserError(f"task {config.task}: dataset_path is missing: give a hub id, or a folder's name under data_dir")
+        try:
+            budget = Budget.of(
+                metadata.get("context_length", CONTEXT_LENGTH), metadata.get("answer_length", ANSWER_LENGTH)
+            )
+        except UserError as error:
+            raise UserError(f"task {config.task}: {error}") from None
+        tokenizer = self._resolve_tokenizer(budget is not None)
+        rows = docs.load_rows(
+            config.dataset_path,
+            split=split,
+            name=config.dataset_name,
+            data_dir=metadata.get("data_dir"),
+            metadata_dataset=metadata.get("dataset"),
+            **(dataset_kwargs or {}),
+        )
+        docs.check(rows, self.spec)
+        windows = None
+        if budget is not None and tokenizer is not None:
+            with tqdm(desc=f"Windows of {config.task}", unit=" docs", leave=False) as bar:
+
+                def start(total: int) -> docs.Progress:
+                    bar.reset(total)
+                    return bar.update
+
+                windows = docs.windows_of(rows, self.spec, tokenizer, budget, start)
+        documents, report = docs.prepare(rows, self.spec, windows)
+        self._tokenizer = tokenizer
+        self._report(rows, report, budget)
+        if not documents:
+            raise UserError(f"{rows.origin}: all {report.documents} documents dropped: {docs.TOO_SHORT}")
+        self.dataset = {split: datasets.Dataset.from_list(documents)}
+
+    def _resolve_tokenizer(self, needed: bool) -> tokenization.Tokenizer | None:
+        try:
+            tokenizer = tokenization.resolve(self.config.metadata)
+        except UserError:
+            if needed:
+                raise
+            return None  # without a window the tokenizer only counts prompts
+        if needed and tokenizer is None:
+            raise UserError(
+                f"task {self.config.task}: windows need a tokenizer and this backend names none: give "
+                "--metadata tokenizer=FOLDER_OR_HUB_ID, or context_length=null for whole documents"
+            )
+        return tokenizer
+
+    def _report(self, rows: docs.Rows, report: docs.Report, budget: Budget | None) -> None:
+        self.config.metadata["jrt"] = {
+            "documents": report.documents,
+            "dropped": report.dropped,
+            "dropped_rows": report.dropped_rows[:100],
+            "dropped_why": docs.TOO_SHORT if report.dropped else None,
+            "without_answer": report.without_answer,
+            "context_length": budget.context_length if budget else None,
+            "answer_length": budget.answer_length if budget else None,
+            "tokenizer": self._tokenizer.name if self._tokenizer else None,
+            "source": rows.origin,
+            "prompts": None,
+            "truncated": None,
+        }
+        if report.dropped:
+            some = ", ".join(rows.place(row).rsplit(", ", 1)[-1] for row in report.dropped_rows[:5])
+            logger.warning(
+                "%s: %d of %d documents dropped: %s (%s of %s%s)",
+                self.config.task, report.dropped, report.documents, docs.TOO_SHORT, some, rows.origin,
+                ", ..." if report.dropped > 5 else "",
+            )  # fmt: skip
+        if report.without_answer:
+            logger.warning("%s: %d of %d documents have no gold answer and score 0", self.config.task,
+                           report.without_answer, report.documents)  # fmt: skip
+
+    def build_all_requests(self, *args: Any, **kwargs: Any) -> None:
+        """lm-eval's, then count the prompts that are longer than the model reads, few-shot and chat templates included."""
+        super().build_all_requests(*args, **kwargs)
+        record = self.config.metadata["jrt"]
+        record["prompts"] = len(self._instances)
+        if self._tokenizer is None:
+            return
+        limit = self._max_length() - self._new_tokens()
+        prompts = [_prompt(instance.args[0]) for instance in self._instances]
+        lengths = self._tokenizer.count(prompts)
+        over = [length - limit for length in lengths if length > limit]
+        self._truncated = frozenset(
+            instance.doc["jrt_row"] for instance, length in zip(self._instances, lengths, strict=True) if length > limit
+        )
+        record |= {
+            "truncated": len(over),
+            "max_prompt_tokens": limit,
+            "longest_prompt": max(lengths),
+            "tokens_lost": max(over, default=0),
+        }
+        if over:
+            lost = "its question first" if self.spec.variant == "twice" else "the document's head first"
+            lost = "its examples first" if self.config.num_fewshot else lost
+            logger.warning(
+                "%s: %d of %d prompts are longer than %d tokens (the model's %d less %d new ones): lm-eval cuts them from the "
+                "left, and each loses up to %d tokens, %s. Lower context_length, or raise max_length.",
+                self.config.task, len(over), len(lengths), limit, limit + self._new_tokens(), self._new_tokens(),
+                max(over), lost,
+            )  # fmt: skip
+
+    def _new_tokens(self) -> int:
+        kwargs = self.config.generation_kwargs or {}
+        return int(kwargs.get("max_gen_toks") or kwargs.get("max_new_tokens") or DEFAULT_NEW_TOKENS)
+
+    def _max_length(self) -> int:
+        """How long the evaluated model's input may be, looked up where lm-eval's `hf` and our `jrt` look it up."""
+        metadata = self.config.metadata
+        given = metadata.get("max_length")
+        if given is not None and str(given).isdigit():
+            return int(given)
+        own = metadata.get("pretrained") or metadata.get("checkpoint_name")
+        if isinstance(own, str) and (positions := _positions(own, metadata.get("revision"))):
+            return positions
+        return (self._tokenizer and self._tokenizer.model_max_length) or DEFAULT_MAX_LENGTH
+
+    def process_results(self, doc: dict[str, Any], results: Any) -> dict[str, Any]:
+        """lm-eval's, and whether this document's prompt is cut, where that is known."""
+        scores: dict[str, Any] = super().process_results(doc, results)
+        if self._truncated is not None and "truncated" in self._metric_fn_list:
+            scores["truncated"] = float(doc["jrt_row"] in self._truncated)
+        return scores
+
+
+def _prompt(argument: Any) -> str:
+    """A request's prompt; chat templates of API models wrap it."""
+    return argument if isinstance(argument, str) else str(getattr(argument, "prompt", argument))
+
+
+def _missing_metadata(metadata: Any) -> dict[str, Any]:
+    """What --metadata gave, in lm-eval before 0.4.12, which does not hand it to tasks with a class of their own."""
+    if isinstance(metadata, Mapping) and "config_source" in metadata:
+        return {}
+    from lm_eval.tasks import TaskManager
+
+    frame = sys._getframe(1)
+    while frame is not None:
+        manager = frame.f_locals.get("self")
+        if isinstance(manager, TaskManager):
+            return dict(manager.metadata or {})
+        frame = frame.f_back  # type: ignore[assignment]
+    return {}
+
+
+def _positions(pretrained: str, revision: Any) -> int | None:
+    """The context length in a model's config, None where it has none (0 in recurrent models)."""
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(pretrained, revision=str(revision or "main"))
+    except Exception:  # noqa: BLE001 - not a transformers model, or offline: then lm-eval's default holds
+        return None
+    config = getattr(config, "text_config", None) or config
+    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
