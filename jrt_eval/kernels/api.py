@@ -186,7 +186,9 @@ def _conv(name: str, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, 
     if a.shape != b.shape:
         checks.fail(f"{name}: a and b of different shapes, {tuple(a.shape)} and {tuple(b.shape)}")
     if weight.dim() not in (2, 3) or weight.shape[0] != channels or weight.numel() != channels * width:
-        checks.fail(f"{name}: weight has shape {tuple(weight.shape)}, expected ({channels}, 1, width) or ({channels}, width)")
+        checks.fail(
+            f"{name}: weight has shape {tuple(weight.shape)}, expected ({channels}, 1, width) or ({channels}, width)"
+        )
     if weight.device != a.device:
         checks.fail(f"{name}: weight is on {weight.device}, the other tensors on {a.device}")
     if bias is not None:

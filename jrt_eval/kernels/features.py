@@ -11,7 +11,7 @@ are a vector times a rotation of itself: no gathers in any backend.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ def num_features(feature_dim: int) -> int:
     return (feature_dim + 1) * (feature_dim + 2) // 2
 
 
-@lru_cache(maxsize=None)
+@cache
 def pairs(feature_dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The two factors' indices of each second-order feature, in order; the first `feature_dim` are the squares."""
     d = feature_dim

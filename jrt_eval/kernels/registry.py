@@ -70,11 +70,15 @@ def select(operator: str, like: Tensor, backend: str) -> Callable[..., Any]:
         return BACKENDS["torch"].operators[operator]
     entry_ = BACKENDS.get(backend)
     if entry_ is None:
-        raise UserError(f"unknown backend {backend!r}{nearest(backend, [*BACKENDS, 'auto'])}: one of auto, {', '.join(BACKENDS)}")
+        raise UserError(
+            f"unknown backend {backend!r}{nearest(backend, [*BACKENDS, 'auto'])}: one of auto, {', '.join(BACKENDS)}"
+        )
     if entry_.missing is not None:
         raise UserError(f"backend {backend!r} cannot run here: {entry_.missing}")
     if entry_.device is not None and like.device.type != entry_.device:
-        raise UserError(f"backend {backend!r} takes tensors on {entry_.device}, these are on {like.device}; use backend='auto'")
+        raise UserError(
+            f"backend {backend!r} takes tensors on {entry_.device}, these are on {like.device}; use backend='auto'"
+        )
     if like.dtype not in entry_.dtypes:
         raise UserError(f"backend {backend!r} does not take {like.dtype}; convert to float32, or use backend='torch'")
     if operator not in entry_.operators:

@@ -26,7 +26,9 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu",
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("length", "n", "f"), [(0, 4, 8), (1, 3, 5), (64, 16, 64), (65, 153, 64), (200, 33, 17), (130, 273, 40)])
+@pytest.mark.parametrize(
+    ("length", "n", "f"), [(0, 4, 8), (1, 3, 5), (64, 16, 64), (65, 153, 64), (200, 33, 17), (130, 273, 40)]
+)
 def test_causal_dot_product(where: Where, length: int, n: int, f: int, dtype: torch.dtype) -> None:
     backend, device = where
     q, k, v = (normal(2, length, 2, x, dtype=dtype, device=device, seed=s) for s, x in enumerate((n, n, f)))
@@ -48,7 +50,8 @@ def test_causal_dot_product_continues_from_a_state(where: Where) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("length", "window", "dim"), [(0, 5, 8), (1, 1, 8), (40, 1, 16), (64, 65, 64), (300, 129, 64), (200, 7, 70), (130, 64, 112), (50, 200, 9)]
+    ("length", "window", "dim"),
+    [(0, 5, 8), (1, 1, 8), (40, 1, 16), (64, 65, 64), (300, 129, 64), (200, 7, 70), (130, 64, 112), (50, 200, 9)],
 )
 def test_window(where: Where, length: int, window: int, dim: int, dtype: torch.dtype) -> None:
     backend, device = where
@@ -101,7 +104,10 @@ def test_window_rows_of_different_lengths(where: Where) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("length", "channels", "width", "biased"), [(0, 8, 3, True), (1, 5, 3, False), (2, 64, 4, True), (100, 130, 3, True)])
+@pytest.mark.parametrize(
+    ("length", "channels", "width", "biased"),
+    [(0, 8, 3, True), (1, 5, 3, False), (2, 64, 4, True), (100, 130, 3, True)],
+)
 def test_conv(where: Where, length: int, channels: int, width: int, biased: bool, dtype: torch.dtype) -> None:
     backend, device = where
     a, b = (normal(2, length, channels, dtype=dtype, device=device, seed=s) for s in range(2))

@@ -16,7 +16,14 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def inputs(
-    batch: int, length: int, heads: int, d: int, f: int, dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0
+    batch: int,
+    length: int,
+    heads: int,
+    d: int,
+    f: int,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     g = torch.Generator().manual_seed(seed)
     q, k = (torch.randn(batch, length, heads, d, generator=g) for _ in range(2))
@@ -52,7 +59,9 @@ def test_a_long_sequence(where: Where) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("d", "f"), [(4, 8), (5, 9), (8, 33), (16, 64), (16, 112), (17, 70), (24, 17), (31, 127), (32, 128)])
+@pytest.mark.parametrize(
+    ("d", "f"), [(4, 8), (5, 9), (8, 33), (16, 64), (16, 112), (17, 70), (24, 17), (31, 127), (32, 128)]
+)
 def test_dims_and_dtypes(where: Where, d: int, f: int, dtype: torch.dtype) -> None:
     backend, device = where
     q, k, v = inputs(1, 130, 3, d, f, dtype, device)
