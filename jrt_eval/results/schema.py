@@ -1,0 +1,168 @@
+"""The two frames, column by column: what `scores` and `predictions` hold, and where each value comes from.
+
+`docs/analysis.md` shows these tables; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+_CATEGORY = pa.dictionary(pa.int32(), pa.string())
+_TYPES = {
+    "category": _CATEGORY,
+    "str": pa.string(),
+    "list[str]": pa.list_(pa.string()),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "bool": pa.bool_(),
+    "time": pa.timestamp("us", tz="UTC"),
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its name, its kind (a key of the types above; every kind may be missing), and what it means."""
+
+    name: str
+    kind: str
+    doc: str
+
+    @property
+    def arrow(self) -> pa.DataType:
+        return _TYPES[self.kind]
+
+
+SCORES = (
+    Column(
+        "run_id",
+        "category",
+        "one lm-eval run = one result file: the start of its SHA-256; joins to predictions",
+    ),
+    Column(
+        "model", "category", "the model's label: lm-eval's name, with what tells two models of one name apart"
+    ),
+    Column("model_name", "category", "the name as lm-eval wrote it (`pretrained=`, `model=`, ...)"),
+    Column("model_source", "category", "lm-eval's `--model`: hf, jrt, vllm, ..."),
+    Column("family", "category", "jrt, based, mamba, ...: from the run's config, else from the model's name"),
+    Column("parameters", "int", "number of parameters, where the run recorded it"),
+    Column("revision", "category", "the checkpoint's revision; its commit hash where lm-eval found one"),
+    Column("task", "category", "lm-eval's task name"),
+    Column(
+        "dataset",
+        "category",
+        "the task without `jrt_`/`based_` and `_twice`: what once and twice have in common",
+    ),
+    Column("variant", "category", "once or twice; missing for a task that has no read-twice form"),
+    Column("group", "bool", "true for the aggregate row of a group of tasks"),
+    Column("metric", "category", "contains, exact_match, f1, acc, ..."),
+    Column(
+        "filter",
+        "category",
+        "lm-eval's filter pipeline that the metric was computed after (`none` where there is none)",
+    ),
+    Column("higher_is_better", "bool", "the metric's direction, where the task says"),
+    Column("value", "float", "the metric, as lm-eval computed it (0 to 1 for ours)"),
+    Column("stderr", "float", "lm-eval's standard error; missing where it wrote N/A"),
+    Column("n", "int", "documents evaluated"),
+    Column(
+        "n_dropped",
+        "int",
+        "documents that the window left out because the answer has no place in them, where recorded",
+    ),
+    Column("n_truncated", "int", "prompts that lm-eval cut from the left to fit the model, where recorded"),
+    Column("context_length", "int", "tokens of the window around the answer; missing: whole documents"),
+    Column("answer_length", "int", "tokens of the window kept for the answer"),
+    Column("num_fewshot", "int", "in-context examples"),
+    Column("limit", "float", "`--limit`: number or fraction of documents; missing: all"),
+    Column("batch_size", "category", "`--batch_size` as given (a number or auto)"),
+    Column("dtype", "category", "the model's floating-point type"),
+    Column("max_length", "int", "longest input of the model in the run"),
+    Column("random_seed", "int", "seed of Python's random"),
+    Column("numpy_seed", "int", "seed of NumPy"),
+    Column("torch_seed", "int", "seed of PyTorch"),
+    Column("fewshot_seed", "int", "seed of the few-shot sampler"),
+    Column("state_bytes", "int", "bytes of recurrent state or cache per sequence, where the run recorded it"),
+    Column("tokens_per_second", "float", "generation throughput, where the run recorded it"),
+    Column("lm_eval_version", "category", "version of lm-eval"),
+    Column("jrt_eval_version", "category", "version of jrt-eval, where the run recorded it"),
+    Column("git_hash", "category", "commit of the folder that lm-eval ran in"),
+    Column("task_version", "category", "the task's version"),
+    Column("model_args", "str", "`--model_args` as one string"),
+    Column("time", "time", "start of the run, UTC"),
+    Column("seconds", "float", "duration of the run"),
+    Column("file", "str", "the result file, relative to the collected folder"),
+)
+
+PREDICTIONS = (
+    Column("run_id", "category", "joins to scores, together with `task`"),
+    Column("model", "category", "as in scores"),
+    Column("task", "category", "as in scores"),
+    Column("dataset", "category", "as in scores"),
+    Column("variant", "category", "as in scores"),
+    Column("context_length", "int", "as in scores"),
+    Column("filter", "category", "as in scores; a task with two filters has two rows per document"),
+    Column(
+        "doc_id", "int", "the document's index in the evaluated split: the same in both variants of a task"
+    ),
+    Column(
+        "doc_key", "str", "the document's own identifier (`doc_id` or `id` in the data), where it has one"
+    ),
+    Column("question", "str", "the question, cloze or key that was asked"),
+    Column("prompt", "str", "the text that the model read"),
+    Column("prompt_hash", "str", "SHA-256 of the prompt"),
+    Column(
+        "prompt_tokens",
+        "int",
+        "tokens of the prompt, where the run recorded it (no tokenizer is loaded here)",
+    ),
+    Column("prompt_chars", "int", "characters of the prompt"),
+    Column(
+        "doc_hash",
+        "str",
+        "lm-eval's hash of the document; differs between variants whose documents were processed differently",
+    ),
+    Column("doc_tokens", "int", "tokens of the document in the prompt, where recorded"),
+    Column("answer_token", "int", "tokens of the document before the answer, where recorded"),
+    Column(
+        "answer_start",
+        "int",
+        "characters of the prompt before the first gold answer in it; missing: it is not there",
+    ),
+    Column(
+        "answer_distance",
+        "int",
+        "characters between the end of the last gold answer in the prompt and the prompt's end",
+    ),
+    Column("target", "str", "the gold answer that the task names"),
+    Column("targets", "list[str]", "all gold answers"),
+    Column(
+        "generation",
+        "str",
+        "the model's answer after lm-eval's filter; for multiple choice the choice it prefers",
+    ),
+)
+"""The fixed columns of predictions; each metric of the task follows as a float column `metric_<name>`."""
+
+METRIC_PREFIX = "metric_"
+
+RUN_COLUMNS = ("run_id", "model", "task", "dataset", "variant", "context_length")
+"""Prediction columns that are the same for all rows of a sample file."""
+
+
+def scores_schema() -> pa.Schema:
+    """The Arrow schema of scores."""
+    return pa.schema([pa.field(c.name, c.arrow) for c in SCORES])
+
+
+def predictions_schema(metrics: list[str]) -> pa.Schema:
+    """The Arrow schema of predictions with these metrics (without prefix), sorted by name."""
+    fixed = [pa.field(c.name, c.arrow) for c in PREDICTIONS]
+    return pa.schema(fixed + [pa.field(METRIC_PREFIX + m, pa.float64()) for m in sorted(metrics)])
+
+
+def markdown(columns: tuple[Column, ...]) -> str:
+    """The columns as a Markdown table, as docs/analysis.md shows it."""
+    rows = [f"| `{c.name}` | {c.kind} | {c.doc} |" for c in columns]
+    return "\n".join(["| column | type | meaning |", "| --- | --- | --- |", *rows])
