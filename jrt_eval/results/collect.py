@@ -62,9 +62,7 @@ class Survey:
     skipped: dict[str, str] = field(default_factory=dict)  # path -> reason
     superseded: int = 0  # tasks of runs that a newer run of the same thing replaced
     notes: list[str] = field(default_factory=list)
-    results: dict[str, dict[str, Any]] = field(
-        default_factory=dict
-    )  # path -> {"stamp", and "run" or "reason"}
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)  # path -> {"stamp", and "run" or "reason"}
 
 
 @dataclass(frozen=True)
@@ -92,9 +90,9 @@ def collect(
 ) -> Collected:
     """Collect lm-eval output under `folder` into `out` (default: `folder/collected`).
 
-    keep: `newest` or `all` of several runs of the same thing (same model, revision, arguments, task, few-shot count, limit and
-    window). strict: any file that would be skipped is an error. workers: processes that parse samples (default: the CPUs, at
-    most 8). Raises UserError.
+    keep: `newest` or `all` of several runs of the same thing (same model, revision, arguments, task, few-shot count,
+    limit and window). strict: any file that would be skipped is an error. workers: processes that parse samples
+    (default: the CPUs, at most 8). Raises UserError.
     """
     root = Path(folder)
     target = Path(out) if out is not None else root / "collected"
@@ -143,11 +141,7 @@ def survey_tree(root: Path, *, keep: str = "newest", known: dict[str, Any] | Non
                 seen[entry["run"]["run_id"]] = path
     runs = {path: survey.results[path]["run"] for path in seen.values()}
     _label(runs, survey.notes)
-    kept = (
-        _newest(runs)
-        if keep == "newest"
-        else {(p, r["task"]) for p, run in runs.items() for r in run["rows"]}
-    )
+    kept = _newest(runs) if keep == "newest" else {(p, r["task"]) for p, run in runs.items() for r in run["rows"]}
     every = {(p, r["task"]) for p, run in runs.items() for r in run["rows"]}
     survey.superseded = len(every) - len(kept)
     claimed: set[str] = set()
@@ -166,12 +160,8 @@ def survey_tree(root: Path, *, keep: str = "newest", known: dict[str, Any] | Non
                 survey.skipped[sample_path] = f"its result file {path} has no task {task!r}"
             elif (path, task) in kept:
                 values = {c: row.get(c) for c in RUN_COLUMNS} | {"model": run["label"]}
-                exact = (
-                    row["lm_eval_version"] or ""
-                ) >= "0.4.12"  # older ones count documents without --samples
-                survey.samples.append(
-                    SampleFile(sample_path, stamp, task, values, row["n"] if exact else None)
-                )
+                exact = (row["lm_eval_version"] or "") >= "0.4.12"  # older ones count documents without --samples
+                survey.samples.append(SampleFile(sample_path, stamp, task, values, row["n"] if exact else None))
     copies = {path for path in survey.results if survey.skipped.get(path, "").startswith("a copy")}
     copy_keys = {
         (path[: -len(name)], match[1])
@@ -214,9 +204,7 @@ def scores_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
     columns = []
     for column in schema:
         values = [row.get(column.name) for row in rows]
-        if pa.types.is_timestamp(column.type):
-            columns.append(pa.array(values, pa.string()).cast(column.type))
-        elif pa.types.is_dictionary(column.type):
+        if pa.types.is_timestamp(column.type) or pa.types.is_dictionary(column.type):
             columns.append(pa.array(values, pa.string()).cast(column.type))
         else:
             columns.append(pa.array(values, column.type))
@@ -268,9 +256,7 @@ def _label(runs: dict[str, dict[str, Any]], notes: list[str]) -> None:
             run["label"] = f"{name} ({', '.join(told)})" if told else name
         labels = sorted({run["label"] for run in group})
         if len(labels) > 1:
-            notes.append(
-                f"{len(labels)} different models have the name {name}; kept apart as {'; '.join(labels)}"
-            )
+            notes.append(f"{len(labels)} different models have the name {name}; kept apart as {'; '.join(labels)}")
 
 
 def _newest(runs: dict[str, dict[str, Any]]) -> set[tuple[str, str]]:
@@ -378,7 +364,9 @@ def _parts_exist(target: Path, entry: dict[str, Any]) -> bool:
 
 
 def _relabel(target: Path, scratch: Path, entry: dict[str, Any], sample: SampleFile) -> dict[str, Any]:
-    """Known parts with other run columns (another model of the same name has appeared, say): rewritten without a parse."""
+    """Known parts with other run columns (another model of the same name has appeared, say): rewritten without a
+    parse.
+    """
     parts = []
     for index, part in enumerate(entry["parts"]):
         table = pq.read_table(target / "predictions" / part)
@@ -390,9 +378,7 @@ def _relabel(target: Path, scratch: Path, entry: dict[str, Any], sample: SampleF
             )
             table = table.set_column(table.column_names.index(name), name, value.cast(kind))
         parts.append(_part_name(sample, index))
-        pq.write_table(
-            conform(table, table.schema), scratch / parts[-1], compression="zstd", compression_level=1
-        )
+        pq.write_table(conform(table, table.schema), scratch / parts[-1], compression="zstd", compression_level=1)
     return {**entry, "run": sample.run, "parts": parts}
 
 
@@ -402,15 +388,18 @@ def _part_name(sample: SampleFile, index: int) -> str:
     return f"{digest}-{index:03d}.parquet"
 
 
-def _parse(
-    root: Path, fresh: list[SampleFile], scratch: Path, workers: int | None
-) -> dict[str, dict[str, Any]]:
+def _parse(root: Path, fresh: list[SampleFile], scratch: Path, workers: int | None) -> dict[str, dict[str, Any]]:
     """Parse sample files into parts in `scratch`: manifest entries by path."""
     jobs: list[tuple[SampleFile, dict[str, Any]]] = []
     for sample in fresh:
         for index, (start, end) in enumerate(ranges(root / sample.path)):
             name = _part_name(sample, index)
-            job = {"path": str(root / sample.path), "target": str(scratch / name), "start": start, "end": end}
+            job: dict[str, Any] = {
+                "path": str(root / sample.path),
+                "target": str(scratch / name),
+                "start": start,
+                "end": end,
+            }
             jobs.append((sample, {**job, "run": sample.run}))
     volume = sum(sample.stamp[0] for sample in fresh)
     count = min(workers or min(os.cpu_count() or 1, 8), len(jobs))
@@ -453,9 +442,7 @@ def _run_workers(jobs: list[tuple[SampleFile, dict[str, Any]]], count: int) -> l
     def serve() -> None:
         command = [sys.executable, "-m", "jrt_eval.results.worker"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "JRT_EVAL_AUTOLOAD": "0"}
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-        ) as worker:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as worker:
             assert worker.stdin is not None
             assert worker.stdout is not None
             while True:
@@ -481,8 +468,7 @@ def _run_workers(jobs: list[tuple[SampleFile, dict[str, Any]]], count: int) -> l
 
 def _write_csv(table: pa.Table, path: Path) -> None:
     plain = [
-        table[f.name].cast(f.type.value_type) if pa.types.is_dictionary(f.type) else table[f.name]
-        for f in table.schema
+        table[f.name].cast(f.type.value_type) if pa.types.is_dictionary(f.type) else table[f.name] for f in table.schema
     ]
     pa_csv.write_csv(pa.table(plain, names=table.column_names), path)
 
@@ -492,9 +478,5 @@ def _load_manifest(target: Path) -> dict[str, Any]:
         manifest = orjson.loads((target / MANIFEST).read_bytes())
     except (OSError, orjson.JSONDecodeError):
         return {}
-    usable = (
-        isinstance(manifest, dict)
-        and manifest.get("format") == FORMAT
-        and manifest.get("jrt_eval") == __version__
-    )
+    usable = isinstance(manifest, dict) and manifest.get("format") == FORMAT and manifest.get("jrt_eval") == __version__
     return manifest if usable else {}

@@ -16,14 +16,12 @@ import click
     help="Which of several runs of the same thing.",
 )
 @click.option("--strict", is_flag=True, help="A file that would be skipped is an error.")
-@click.option(
-    "--workers", type=click.IntRange(1), help="Processes that parse samples (default: the CPUs, at most 8)."
-)
+@click.option("--workers", type=click.IntRange(1), help="Processes that parse samples (default: the CPUs, at most 8).")
 def collect(folder: str, out: str | None, keep: str, strict: bool, workers: int | None) -> None:
     """Collect lm-eval output under FOLDER into parquet and CSV files.
 
-    Reads `results_*.json` and `samples_*.jsonl` of lm-eval 0.4.9 to 0.4.13 and writes scores.parquet, scores.csv, predictions/ (a
-    parquet data set), skipped.csv. A second collect reads only what is new.
+    Reads `results_*.json` and `samples_*.jsonl` of lm-eval 0.4.9 to 0.4.13 and writes scores.parquet, scores.csv,
+    predictions/ (a parquet data set), skipped.csv. A second collect reads only what is new.
     """
     from jrt_eval.results.collect import collect as run
 

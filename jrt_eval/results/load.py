@@ -33,12 +33,12 @@ class Results:
     def __repr__(self) -> str:
         models = self.scores["model"].nunique()
         tasks = self.scores["task"].nunique()
-        return f"Results({models} models, {tasks} tasks, {len(self.scores)} scores, {len(self.predictions)} predictions)"
+        return (
+            f"Results({models} models, {tasks} tasks, {len(self.scores)} scores, {len(self.predictions)} predictions)"
+        )
 
 
-def load_results(
-    folder: str | os.PathLike[str], *, keep: str = "newest", columns: list[str] | None = None
-) -> Results:
+def load_results(folder: str | os.PathLike[str], *, keep: str = "newest", columns: list[str] | None = None) -> Results:
     """Load a folder that `jrt-eval collect` wrote, or a tree of lm-eval output (read into memory, nothing written).
 
     keep: as in `collect`; a collected folder has what its collect kept. columns: the prediction columns to load (all).
@@ -64,9 +64,7 @@ def load_results(
             survey.skipped[sample.path] = f"half-written: {documents} of {sample.expected} documents"
         else:
             tables += batches
-    metrics = {
-        c.removeprefix(METRIC_PREFIX) for t in tables for c in t.column_names if c.startswith(METRIC_PREFIX)
-    }
+    metrics = {c.removeprefix(METRIC_PREFIX) for t in tables for c in t.column_names if c.startswith(METRIC_PREFIX)}
     schema = predictions_schema(sorted(metrics))
     predictions = pa.concat_tables([schema.empty_table(), *(conform(table, schema) for table in tables)])
     if columns is not None:
@@ -89,9 +87,7 @@ def _load_collected(root: Path, columns: list[str] | None) -> Results:
         predictions = pa_dataset.dataset([str(p) for p in parts], schema=schema).to_table(columns=wanted)
         skipped = pd.read_csv(root / "skipped.csv")
     except (OSError, KeyError, pa.ArrowInvalid, orjson.JSONDecodeError) as error:
-        raise UserError(
-            f"{root} is damaged ({str(error).splitlines()[0]}): delete it and collect again"
-        ) from None
+        raise UserError(f"{root} is damaged ({str(error).splitlines()[0]}): delete it and collect again") from None
     return Results(
         scores=_to_pandas(scores),
         predictions=_to_pandas(predictions),
@@ -115,4 +111,7 @@ def _to_pandas(table: pa.Table) -> pd.DataFrame:
         pa.int64(): pd.Int64Dtype(),
         pa.bool_(): pd.BooleanDtype(),
     }
-    return table.unify_dictionaries().to_pandas(types_mapper=types.get, split_blocks=True, self_destruct=True)
+    frame: pd.DataFrame = table.unify_dictionaries().to_pandas(
+        types_mapper=types.get, split_blocks=True, self_destruct=True
+    )
+    return frame

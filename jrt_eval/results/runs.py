@@ -1,7 +1,7 @@
 """Reading lm-eval's result files: one `results_*.json` is one run; from it come the rows of `scores`.
 
-Layouts of lm-eval 0.4.9 to 0.4.13: `OUTPUT/<model>/results_<date>.json` with `samples_<task>_<date>.jsonl` beside it, or
-`<stem>_<date>.json` where `--output_path` named a file. What ties samples to their run is the folder and the date.
+Layouts of lm-eval 0.4.9 to 0.4.13: `OUTPUT/<model>/results_<date>.json` with `samples_<task>_<date>.jsonl` beside it,
+or `<stem>_<date>.json` where `--output_path` named a file. What ties samples to their run is the folder and the date.
 """
 
 from __future__ import annotations
@@ -65,15 +65,15 @@ class NotAResult(ValueError):
 def split_task(task: str, metadata: dict[str, Any] | None = None) -> tuple[str, str | None]:
     """`(dataset, variant)` of a task: `jrt_fda_twice` -> `("fda", "twice")`.
 
-    The variant is the metadata's `variant` where given, else `twice` for a name that ends so, `once` for another name of
-    ours (`jrt_`, `based_`), else None.
+    The variant is what a task of ours records (`document.variant` of its metadata), else `twice` for a name that ends
+    so, `once` for another name that begins with `jrt_` or `based_`, else None.
     """
     ours = re.match(r"^(?:jrt|based)_(?=.)", task)
     name = task[ours.end() :] if ours else task
-    stated = (metadata or {}).get("variant")
-    variant = {"default": "once", "once": "once", "twice": "twice"}.get(str(stated))
-    if name.endswith("_twice") and len(name) > len("_twice"):
-        return name[: -len("_twice")], variant or "twice"
+    stated = _dict((metadata or {}).get("document")).get("variant")
+    variant = stated if stated in {"once", "twice"} else None
+    if name.endswith("_twice") and name != "_twice":
+        return name.removesuffix("_twice"), variant or "twice"
     return name, variant or ("once" if ours else None)
 
 
@@ -129,13 +129,13 @@ def _run_columns(data: dict[str, Any], file: str) -> dict[str, Any]:
         "limit": _float(config.get("limit")),
         "batch_size": None if batch is None else str(batch),
         "dtype": str(config.get("model_dtype") or args.get("dtype") or "").removeprefix("torch.") or None,
-        "max_length": _positive(data.get("max_length")),
+        "max_length": _positive(config.get("model_max_length") or data.get("max_length")),
         "random_seed": _int(config.get("random_seed")),
         "numpy_seed": _int(config.get("numpy_seed")),
         "torch_seed": _int(config.get("torch_seed")),
         "fewshot_seed": _int(config.get("fewshot_seed")),
-        "state_bytes": _positive(config.get("state_bytes")),
-        "tokens_per_second": _float(config.get("tokens_per_second")),
+        "state_bytes": _positive(config.get("model_state_bytes")),
+        "tokens_per_second": _float(config.get("model_tokens_per_second")),
         "lm_eval_version": data.get("lm_eval_version"),
         "jrt_eval_version": _text(config.get("jrt_eval_version") or data.get("jrt_eval_version")),
         "git_hash": data.get("git_hash") or None,
@@ -146,9 +146,7 @@ def _run_columns(data: dict[str, Any], file: str) -> dict[str, Any]:
     }
 
 
-def _task_rows(
-    data: dict[str, Any], run: dict[str, Any], task: str, values: dict[str, Any]
-) -> list[dict[str, Any]]:
+def _task_rows(data: dict[str, Any], run: dict[str, Any], task: str, values: dict[str, Any]) -> list[dict[str, Any]]:
     task_config = _dict(_dict(data.get("configs")).get(task))
     metadata = _dict(task_config.get("metadata"))
     counts = _dict(_dict(data.get("n-samples")).get(task))
@@ -159,9 +157,9 @@ def _task_rows(
     version = _dict(data.get("versions")).get(task)
     n = _int(values.get("sample_len", values.get("samples", counts.get("effective"))))
     if is_group and n is None:
-        sizes = [_dict(_dict(data.get("n-samples")).get(sub)).get("effective") for sub in subtasks or []]
-        n = sum(sizes) if sizes and all(isinstance(s, int) for s in sizes) else None
-    config = _dict(data.get("config"))
+        sizes: list[Any] = [_dict(_dict(data.get("n-samples")).get(sub)).get("effective") for sub in subtasks or []]
+        n = sum(int(size) for size in sizes) if sizes and None not in sizes else None
+    ours = _dict(metadata.get("jrt"))  # what our task class did to the documents
     shared = {
         **run,
         "task": task,
@@ -169,10 +167,10 @@ def _task_rows(
         "variant": variant,
         "group": is_group,
         "n": n,
-        "n_dropped": _int(_recorded(config, metadata, task, "n_dropped")),
-        "n_truncated": _int(_recorded(config, metadata, task, "n_truncated")),
-        "context_length": _positive(_int(metadata.get("context_length"))),
-        "answer_length": _int(metadata.get("answer_length")),
+        "n_dropped": _int(ours.get("dropped")),
+        "n_truncated": _int(ours.get("truncated")),
+        "context_length": _positive(ours.get("context_length", metadata.get("context_length"))),
+        "answer_length": _int(ours.get("answer_length", metadata.get("answer_length"))),
         "num_fewshot": _int(_dict(data.get("n-shot")).get(task, task_config.get("num_fewshot"))),
         "task_version": None if version is None else str(version),
     }
@@ -208,12 +206,6 @@ def _identity(data: dict[str, Any], run: dict[str, Any]) -> dict[str, str]:
     return identity
 
 
-def _recorded(config: dict[str, Any], metadata: dict[str, Any], task: str, key: str) -> Any:
-    """A count that the run recorded for a task: a number in the task's metadata, or a dictionary by task in the config."""
-    value = metadata.get(key, config.get(key))
-    return value.get(task) if isinstance(value, dict) else value
-
-
 def _name_from(args: dict[str, Any]) -> str | None:
     for key in ("peft", "delta", "pretrained", "checkpoint_name", "model", "path", "engine"):
         if args.get(key):
@@ -222,9 +214,7 @@ def _name_from(args: dict[str, Any]) -> str | None:
 
 
 def _family(config: dict[str, Any], args: dict[str, Any], name: str, source: str) -> str | None:
-    stated = (
-        config.get("model_family") or config.get("family") or config.get("model_type") or args.get("arch")
-    )
+    stated = config.get("model_family") or config.get("family") or config.get("model_type") or args.get("arch")
     if stated:
         return str(stated)
     last = name.rstrip("/").rsplit("/", 1)[-1].lower()

@@ -1,7 +1,7 @@
 """Reading lm-eval's sample files: one line per document (and filter), in batches, into Arrow tables.
 
-A line is parsed once, by orjson; nothing of it outlives its batch. Large files are cut at line ends into byte ranges, so that two
-processes share one file.
+A line is parsed once, by orjson; nothing of it outlives its batch. Large files are cut at line ends into byte ranges,
+so that two processes share one file.
 """
 
 from __future__ import annotations
@@ -35,13 +35,11 @@ class Part:
     filters: tuple[str, ...]
 
 
-def read_batches(
-    path: Path, run: dict[str, Any], start: int = 0, end: int | None = None
-) -> Iterator[pa.Table]:
+def read_batches(path: Path, run: dict[str, Any], start: int = 0, end: int | None = None) -> Iterator[pa.Table]:
     """The predictions of bytes `start` to `end` of a sample file, as tables of up to BATCH rows.
 
-    run: values of RUN_COLUMNS. A range begins after the first line end at or behind `start - 1` and takes every line that
-    begins before `end`. Raises BadSamples.
+    run: values of RUN_COLUMNS. A range begins after the first line end at or behind `start - 1` and takes every line
+    that begins before `end`. Raises BadSamples.
     """
     fixed = predictions_schema([])
     with path.open("rb") as file:
@@ -66,7 +64,8 @@ def read_batches(
 def write_part(path: Path, target: Path, run: dict[str, Any], start: int = 0, end: int | None = None) -> Part:
     """Write one byte range of a sample file to the parquet file `target`. Raises BadSamples and leaves no file then.
 
-    A metric that first appears in a later batch ends the row group's schema, so the range is read again with all metrics.
+    A metric that first appears in a later batch ends the row group's schema, so the range is read again with all
+    metrics.
     """
     metrics: set[str] = set()
     while True:
@@ -74,9 +73,7 @@ def write_part(path: Path, target: Path, run: dict[str, Any], start: int = 0, en
         writer: pq.ParquetWriter | None = None
         try:
             for table in read_batches(path, run, start, end):
-                found |= {
-                    c.removeprefix(METRIC_PREFIX) for c in table.column_names if c.startswith(METRIC_PREFIX)
-                }
+                found |= {c.removeprefix(METRIC_PREFIX) for c in table.column_names if c.startswith(METRIC_PREFIX)}
                 filters.update(table["filter"].unique().to_pylist())
                 rows += table.num_rows
                 if writer is None:
@@ -100,9 +97,7 @@ def write_part(path: Path, target: Path, run: dict[str, Any], start: int = 0, en
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The table with exactly the schema's columns; missing ones are null."""
     columns = [
-        table[field.name].cast(field.type)
-        if field.name in table.column_names
-        else pa.nulls(table.num_rows, field.type)
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
         for field in schema
     ]
     return pa.table(columns, schema=schema)
@@ -138,7 +133,7 @@ def _parse(line: bytes, position: int) -> dict[str, Any]:
         if not line.endswith(b"\n"):
             raise BadSamples("half-written: its last line is cut") from None
         raise BadSamples(f"the line at byte {position} is not JSON") from None
-    if not isinstance(sample, dict) or "arguments" not in sample and "resps" not in sample:
+    if not isinstance(sample, dict) or ("arguments" not in sample and "resps" not in sample):
         raise BadSamples("foreign: no lm-eval samples (no 'arguments' in a line)")
     doc_id = sample.get("doc_id")
     if not isinstance(doc_id, int) or isinstance(doc_id, bool):
@@ -152,28 +147,29 @@ def _parse(line: bytes, position: int) -> dict[str, Any]:
     prompt = requests[0][0] if requests else None
     target = _one(sample.get("target"))
     targets = _targets(doc, sample.get("target"))
-    key = doc.get("doc_id", doc.get("id"))
+    key = doc.get("jrt_document", doc.get("doc_id", doc.get("id")))
+    passage = doc.get("jrt_passage")
+    depth, distance = _place(passage if isinstance(passage, str) else prompt, targets)
+    recorded = doc.get("jrt_answer_depth")
     row: dict[str, Any] = {
         "filter": str(sample.get("filter") or "none"),
         "doc_id": doc_id,
+        "row": _count(doc, "jrt_row", doc_id),
         "doc_key": None if key is None else str(key),
-        "question": _one(doc.get("question", doc.get("key"))),
+        "question": _one(doc.get("question", doc.get("key", doc.get("jrt_cue")))),
         "prompt": prompt,
-        "prompt_hash": sample.get("prompt_hash")
-        or (hashlib.sha256(prompt.encode()).hexdigest() if prompt else None),
-        "prompt_tokens": _count(doc, sample, "prompt_tokens"),
+        "prompt_hash": sample.get("prompt_hash") or (hashlib.sha256(prompt.encode()).hexdigest() if prompt else None),
+        "prompt_tokens": _count(sample, "prompt_tokens"),
         "prompt_chars": None if prompt is None else len(prompt),
         "doc_hash": sample.get("doc_hash"),
-        "doc_tokens": _count(doc, sample, "doc_tokens"),
-        "answer_token": _count(doc, sample, "answer_token"),
-        "answer_start": None,
-        "answer_distance": None,
+        "doc_tokens": _count(doc, "jrt_document_tokens"),
+        "answer_token": _count(doc, "jrt_answer_position"),
+        "answer_depth": float(recorded) if isinstance(recorded, (int, float)) else depth,
+        "answer_distance": distance,
         "target": target,
         "targets": targets,
         "generation": _generation(sample, requests),
     }
-    if prompt:
-        row["answer_start"], row["answer_distance"] = _answer(prompt, targets)
     for name in sample.get("metrics") or [k for k in sample if k not in _META]:
         value = sample.get(name)
         if isinstance(value, (int, float)):
@@ -182,7 +178,9 @@ def _parse(line: bytes, position: int) -> dict[str, Any]:
 
 
 def _requests(arguments: Any) -> list[tuple[Any, Any]]:
-    """`(prompt, second argument)` of each request: `{"gen_args_0": {"arg_0": ..., "arg_1": ...}}`, or lists (before 0.4.3)."""
+    """`(prompt, second argument)` of each request: `{"gen_args_0": {"arg_0": ..., "arg_1": ...}}`, or lists (before
+    0.4.3).
+    """
     if isinstance(arguments, dict):
         values = [v for v in arguments.values() if isinstance(v, dict)]
         return [(_one(v.get("arg_0")), v.get("arg_1")) for v in values]
@@ -206,15 +204,15 @@ def _generation(sample: dict[str, Any], requests: list[tuple[Any, Any]]) -> str 
             return None
         best = max(range(len(scores)), key=scores.__getitem__)
         return _one(requests[best][1]) if best < len(requests) else None
-    generated = not requests or isinstance(
-        requests[0][1], dict
-    )  # the second argument of a generation is its settings
+    generated = not requests or isinstance(requests[0][1], dict)  # the second argument of a generation is its settings
     return _one(first) if generated and isinstance(first, list) else None
 
 
 def _targets(doc: dict[str, Any], target: Any) -> list[str]:
-    """All gold answers: the document's `answers` (a list, or SQuAD's dictionary), its `value`, else the task's target."""
-    gold = doc.get("answers", doc.get("value"))
+    """All gold answers: the document's `jrt_answers` or `answers` (a list, or SQuAD's dictionary), its `value`, else
+    the task's target.
+    """
+    gold = doc.get("jrt_answers", doc.get("answers", doc.get("value")))
     if isinstance(gold, dict):
         gold = gold.get("text")
     if gold is None:
@@ -223,20 +221,20 @@ def _targets(doc: dict[str, Any], target: Any) -> list[str]:
     return [str(g) for g in found if isinstance(g, (str, int, float))]
 
 
-def _answer(prompt: str, targets: list[str]) -> tuple[int | None, int | None]:
-    """Where the first gold answer that is in the prompt begins, and how far before the end its last occurrence ends."""
-    lower = prompt.lower()
+def _place(passage: str | None, targets: list[str]) -> tuple[float | None, int | None]:
+    """Where the first gold answer that is in the passage begins (0 to 1), and how far before the end it last ends."""
+    lower = (passage or "").lower()
     for gold in targets:
         needle = gold.lower()
         start = lower.find(needle) if needle else -1
         if start >= 0:
-            return start, len(lower) - (lower.rfind(needle) + len(needle))
+            return start / len(lower), len(lower) - (lower.rfind(needle) + len(needle))
     return None, None
 
 
-def _count(doc: dict[str, Any], sample: dict[str, Any], name: str) -> int | None:
-    value = doc.get(name, sample.get(name))
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+def _count(values: dict[str, Any], name: str, default: int | None = None) -> int | None:
+    value = values.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
 
 
 def _one(value: Any) -> str | None:
@@ -249,13 +247,9 @@ def _table(rows: list[dict[str, Any]], run: dict[str, Any], fixed: pa.Schema) ->
     columns: dict[str, pa.Array] = {}
     for field in fixed:
         if field.name in RUN_COLUMNS:
-            columns[field.name] = pa.repeat(pa.scalar(run[field.name], _plain(field.type)), len(rows)).cast(
-                field.type
-            )
+            columns[field.name] = pa.repeat(pa.scalar(run[field.name], _plain(field.type)), len(rows)).cast(field.type)
         else:
-            columns[field.name] = pa.array([row[field.name] for row in rows], _plain(field.type)).cast(
-                field.type
-            )
+            columns[field.name] = pa.array([row[field.name] for row in rows], _plain(field.type)).cast(field.type)
     for name in sorted({key for row in rows for key in row if key.startswith(METRIC_PREFIX)}):
         columns[name] = pa.array([row.get(name) for row in rows], pa.float64())
     return pa.table(columns)

@@ -40,9 +40,7 @@ SCORES = (
         "category",
         "one lm-eval run = one result file: the start of its SHA-256; joins to predictions",
     ),
-    Column(
-        "model", "category", "the model's label: lm-eval's name, with what tells two models of one name apart"
-    ),
+    Column("model", "category", "the model's label: lm-eval's name, with what tells two models of one name apart"),
     Column("model_name", "category", "the name as lm-eval wrote it (`pretrained=`, `model=`, ...)"),
     Column("model_source", "category", "lm-eval's `--model`: hf, jrt, vllm, ..."),
     Column("family", "category", "jrt, based, mamba, ...: from the run's config, else from the model's name"),
@@ -103,12 +101,8 @@ PREDICTIONS = (
     Column("variant", "category", "as in scores"),
     Column("context_length", "int", "as in scores"),
     Column("filter", "category", "as in scores; a task with two filters has two rows per document"),
-    Column(
-        "doc_id", "int", "the document's index in the evaluated split: the same in both variants of a task"
-    ),
-    Column(
-        "doc_key", "str", "the document's own identifier (`doc_id` or `id` in the data), where it has one"
-    ),
+    Column("doc_id", "int", "the document's index in the evaluated split: the same in both variants of a task"),
+    Column("doc_key", "str", "the document's own identifier (`doc_id` or `id` in the data), where it has one"),
     Column("question", "str", "the question, cloze or key that was asked"),
     Column("prompt", "str", "the text that the model read"),
     Column("prompt_hash", "str", "SHA-256 of the prompt"),
@@ -123,18 +117,10 @@ PREDICTIONS = (
         "str",
         "lm-eval's hash of the document; differs between variants whose documents were processed differently",
     ),
-    Column("doc_tokens", "int", "tokens of the document in the prompt, where recorded"),
-    Column("answer_token", "int", "tokens of the document before the answer, where recorded"),
-    Column(
-        "answer_start",
-        "int",
-        "characters of the prompt before the first gold answer in it; missing: it is not there",
-    ),
-    Column(
-        "answer_distance",
-        "int",
-        "characters between the end of the last gold answer in the prompt and the prompt's end",
-    ),
+    Column("doc_tokens", "int", "tokens of the whole document before the window cut it, where our tasks recorded it"),
+    Column("answer_token", "int", "tokens of the whole document before the answer, where our tasks recorded it"),
+    Column("answer_depth", "float", "where the first gold answer stands in the passage that was read: 0 head, 1 end"),
+    Column("answer_distance", "int", "characters from the end of the answer's last place to the passage's end"),
     Column("target", "str", "the gold answer that the task names"),
     Column("targets", "list[str]", "all gold answers"),
     Column(

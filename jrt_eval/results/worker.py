@@ -1,7 +1,7 @@
 """`python -m jrt_eval.results.worker`: parse sample files in a process of its own.
 
-A job per line on standard input, its outcome per line on standard output. A plain process, not multiprocessing: a user's
-script that calls `collect` needs no `if __name__ == "__main__"`.
+A job per line on standard input, its outcome per line on standard output. A plain process, not multiprocessing: a
+user's script that calls `collect` needs no `if __name__ == "__main__"`.
 """
 
 from __future__ import annotations
