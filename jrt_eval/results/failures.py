@@ -8,8 +8,8 @@ The first rule that fits, in this order:
     from_document     the answer that it gives occurs in the prompt, as whole words, ignoring case and punctuation
     not_in_document   anything else: the answer that it gives is not in the document
 
-The answer given is the generation's first line up to its first sentence end (a full stop, exclamation or question mark before a
-blank or the end).
+The answer given is the generation's first line up to its first sentence end (a full stop, exclamation or question mark
+before a blank or the end).
 """
 
 from __future__ import annotations

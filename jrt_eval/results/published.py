@@ -23,10 +23,12 @@ def published_folder() -> Path:
 
 
 def published_scores(table: int = 1) -> pd.DataFrame:
-    """A table of the paper: `model, architecture, params, tokens, dataset, variant, context_length, value` (a fraction).
+    """A table of the paper: `model, architecture, params, tokens, dataset, variant, context_length, value` (a
+    fraction).
 
-    table: 1 (read once and twice, 1k tokens), 2 (by context length) or 3 (2k tokens). model: the released checkpoint, else
-    `architecture params tokens`. context_length is missing for whole documents. The paper's averages are left out.
+    table: 1 (read once and twice, 1k tokens), 2 (by context length) or 3 (2k tokens). model: the released checkpoint,
+    else `architecture params tokens`. context_length is missing for whole documents. The paper's averages are left
+    out.
     """
     files = {1: "table1_jrt_prompt.csv", 2: "table2_jrt_rnn.csv", 3: "table3_prefill_2k.csv"}
     if table not in files:
@@ -54,11 +56,10 @@ def published_scores(table: int = 1) -> pd.DataFrame:
 def published_for(models: list[str], table: int = 1) -> pd.DataFrame:
     """The paper's rows of these models, `model` being the user's name. Empty where the paper has none of them.
 
-    A name matches a released checkpoint (`models.csv`) by its last component, ignoring case and what follows in brackets.
+    A name matches a released checkpoint (`models.csv`) by its last component, ignoring case and what follows in
+    brackets.
     """
-    known = {
-        _last(name): key for key, names in _checkpoints().items() for name in names
-    }
+    known = {_last(name): key for key, names in _checkpoints().items() for name in names}
     frame = published_scores(table)
     keys = pd.Series(list(zip(frame["architecture"], frame["params"], frame["tokens"], strict=True)), index=frame.index)
     found = [frame[keys == known[_last(model)]].assign(model=model) for model in models if _last(model) in known]

@@ -102,6 +102,7 @@ PREDICTIONS = (
     Column("context_length", "int", "as in scores"),
     Column("filter", "category", "as in scores; a task with two filters has two rows per document"),
     Column("doc_id", "int", "the document's index in the evaluated split: the same in both variants of a task"),
+    Column("row", "int", "the row of the data set where our tasks recorded it, else doc_id: what pairs two runs"),
     Column("doc_key", "str", "the document's own identifier (`doc_id` or `id` in the data), where it has one"),
     Column("question", "str", "the question, cloze or key that was asked"),
     Column("prompt", "str", "the text that the model read"),

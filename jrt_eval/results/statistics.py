@@ -1,13 +1,15 @@
 """Paired comparisons: once against twice, or model against model, on the same documents.
 
-Every number comes from pairs: the same row of the same data set, scored in both arms. Rows about one document (FDA asks several
-keys of each) are not independent, so the bootstrap resamples documents, not rows.
+Every number comes from pairs: the same row of the same data set, scored in both arms. Rows about one document (FDA
+asks several keys of each) are not independent, so the bootstrap resamples documents, not rows.
 
     gain        mean of (second - first) over the rows
     interval    95%, `scipy.stats.bootstrap` (percentile) over documents; pooled: over documents within each task
-    p           McNemar's test on fixed and broken rows (`statsmodels`), exact up to 1,000 of them, else with continuity correction;
+    p           McNemar's test on fixed and broken rows (`statsmodels`), exact up to 1,000 of them, else with
+    continuity correction;
                 pooled: on the sums over tasks. Only for metrics of 0 and 1
-    pooled      the mean of the tasks' gains, each task counting the same, as the paper's average does
+    pooled      the mean over data sets, each counting the same, as the paper's average does; a data set is a stratum, and a
+                document takes along all that was asked of it
 """
 
 from __future__ import annotations
@@ -31,9 +33,10 @@ SEED = 0
 class Comparison:
     """A paired comparison.
 
-    table: a row per model (or pair) and task, and one per model over all tasks: `model, dataset, n, documents, first, second, gain,
-    low, high, fixed, broken, p`. pairs: a row per pair, with columns first and second (scores), row_first and row_second
-    (labels of `Results.predictions`) and what is known of the document. arms: what first and second are.
+    table: a row per model (or pair) and task, and one per model over all tasks: `model, dataset, n, documents, first,
+    second, gain, low, high, fixed, broken, p`. pairs: a row per pair, with columns first and second (scores),
+    row_first and row_second (labels of `Results.predictions`) and what is known of the document. arms: what first and
+    second are.
     """
 
     arms: tuple[str, str]
@@ -47,10 +50,14 @@ def pick_metric(results: Results, metric: str | None = None) -> str:
     """The metric to compare by: as asked, else contains, exact_match, acc or f1, else the only one. Raises UserError."""
     available = [c.removeprefix(METRIC_PREFIX) for c in results.predictions.columns if c.startswith(METRIC_PREFIX)]
     if results.predictions.empty or not available:
-        raise UserError("no predictions: run lm_eval with --log_samples, a paired comparison needs each document's score")
+        raise UserError(
+            "no predictions: run lm_eval with --log_samples, a paired comparison needs each document's score"
+        )
     if metric is not None:
         if metric not in available:
-            raise UserError(f"no metric {metric!r}{nearest(metric, available)}: there are {', '.join(sorted(available))}")
+            raise UserError(
+                f"no metric {metric!r}{nearest(metric, available)}: there are {', '.join(sorted(available))}"
+            )
         return metric
     for name in PREFERRED:
         if name in available:
@@ -66,7 +73,7 @@ def compare_variants(
     """Once against twice, for every model and data set that has both. Raises UserError."""
     metric = pick_metric(results, metric)
     rows, warnings = _rows(results, metric, models)
-    rows = rows[rows["variant"].isin(["once", "twice"])]
+    rows = rows[rows["variant"].isin(["once", "twice"])].assign(stratum=rows["dataset"])
     if rows.empty:
         raise UserError("nothing was read twice here: run the tasks jrt_<name> and jrt_<name>_twice")
     keys = ["model", "dataset", "context_length", "num_fewshot"]
@@ -90,7 +97,8 @@ def compare_models(
         raise UserError(f"{first!r} is compared with itself: name two models")
     metric = pick_metric(results, metric)
     rows, warnings = _rows(results, metric, [first, second])
-    rows = rows.assign(dataset=rows["task"])
+    base = rows["dataset"]
+    rows = rows.assign(dataset=rows["task"], stratum=base)  # once and twice of a data set are about the same documents
     keys = ["dataset", "context_length", "num_fewshot"]
     pairs = _pair(rows[rows["model"] == first], rows[rows["model"] == second], keys, (first, second), warnings)
     if pairs.empty:
@@ -100,10 +108,11 @@ def compare_models(
 
 
 def gain_by(pairs: pd.DataFrame, column: str, bins: int = 5, *, confidence: float = 0.95) -> pd.DataFrame:
-    """The gain in bins of a column of `Comparison.pairs`: `bin, low_edge, high_edge, n, first, second, gain, low, high`.
+    """The gain in bins of a column of `Comparison.pairs`: `bin, low_edge, high_edge, n, first, second, gain, low,
+    high`.
 
-    Bins hold about the same number of pairs each; equal values are never split. Pairs where the column is missing are left
-    out. Empty where it is missing everywhere.
+    Bins hold about the same number of pairs each; equal values are never split. Pairs where the column is missing are
+    left out. Empty where it is missing everywhere.
     """
     known = pairs[pairs[column].notna()]
     if known.empty:
@@ -182,7 +191,7 @@ def _pair(
     document = ["doc_key", "target", "doc_tokens", "answer_token", "answer_depth", "answer_distance", "prompt_chars"]
     names = {"score": "second", "label": "row_second", "target": "target_second"}
     right = second[[*keys, "row", "score", "label", "target"]].rename(columns=names)
-    left = first[[*keys, "model", "row", "score", "label", *document]].rename(
+    left = first[[*keys, "model", "stratum", "row", "score", "label", *document]].rename(
         columns={"score": "first", "label": "row_first"}
     )
     left = left.loc[:, ~left.columns.duplicated()]
@@ -197,7 +206,7 @@ def _pair(
         for side, arm in (("left_only", arms[0]), ("right_only", arms[1])):
             if alone[side]:
                 warnings.append(
-                    f"{label}: n differs: {alone[side]} documents of {arm} alone are left out ({alone['both']} are paired)"
+                    f"{label}: n differs: {alone[side]} documents of {arm} alone are left out, {alone['both']} paired"
                 )
     both = both[both["_merge"] == "both"].drop(columns="_merge")
     other = (both["target"] != both["target_second"]).fillna(False).astype(bool)
@@ -206,6 +215,10 @@ def _pair(
         warnings.append(f"{label}: {len(part)} documents differ between {arms[0]} and {arms[1]} and are left out")
     both = both[~other].drop(columns="target_second").reset_index(drop=True)
     unnamed = both["doc_key"].isna()
+    lengths = both["context_length"].astype(str)
+    both["stratum"] = both["stratum"].where(
+        both.groupby("dataset")["context_length"].transform("nunique") < 2, both["stratum"] + " @" + lengths
+    )
     both["document"] = both["doc_key"].astype(object).where(~unnamed, both["row"].astype(object)).astype(str)
     return both.astype({"row_first": "int64", "row_second": "int64", "first": "float64", "second": "float64"})
 
@@ -222,7 +235,8 @@ def _table(pairs: pd.DataFrame, metric: str, confidence: float) -> pd.DataFrame:
                 name += f" @{length}" if length >= 0 else " @whole"
             rows.append({"model": model, "dataset": name, **_summary([part], confidence), **_mcnemar(part)})
         if len(tasks) > 1:
-            pooled = {**_summary(tasks, confidence), **_mcnemar(of_model)}
+            strata = [part for _, part in of_model.groupby("stratum", sort=True)]
+            pooled = {**_summary(strata, confidence), **_mcnemar(of_model)}
             rows.append({"model": model, "dataset": POOLED, **pooled})
     return pd.DataFrame(rows)
 
