@@ -142,8 +142,8 @@ def _rows(results: Results, metric: str, models: Iterable[str] | None) -> tuple[
     # joined as plain strings: the categories of two frames may differ
     runs = runs.astype({"run_id": object, "task": object})
     wanted = [
-        "run_id", "model", "task", "dataset", "variant", "context_length", "filter", "row", "doc_id", "doc_key", "target",
-        "doc_tokens", "answer_token", "answer_depth", "answer_distance", "prompt_chars", METRIC_PREFIX + metric,
+        "run_id", "model", "task", "dataset", "variant", "context_length", "filter", "row", "doc_id", "doc_key",
+        "target", "doc_tokens", "answer_token", "answer_depth", "answer_distance", "answer_distance_tokens", "prompt_chars", METRIC_PREFIX + metric,
     ]  # fmt: skip
     rows = frame[wanted].rename(columns={METRIC_PREFIX + metric: "score"})
     text = ["run_id", "model", "task", "dataset", "variant", "filter"]
@@ -188,7 +188,8 @@ def _one_run(rows: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
 def _pair(
     first: pd.DataFrame, second: pd.DataFrame, keys: list[str], arms: tuple[str, str], warnings: list[str]
 ) -> pd.DataFrame:
-    document = ["doc_key", "target", "doc_tokens", "answer_token", "answer_depth", "answer_distance", "prompt_chars"]
+    document = ["doc_key", "target", "doc_tokens", "answer_token", "answer_depth", "answer_distance",
+                "answer_distance_tokens", "prompt_chars"]
     names = {"score": "second", "label": "row_second", "target": "target_second"}
     right = second[[*keys, "row", "score", "label", "target"]].rename(columns=names)
     left = first[[*keys, "model", "stratum", "row", "score", "label", *document]].rename(
