@@ -166,7 +166,7 @@ def _figure(style: str, height: float | None = None) -> Iterator[tuple[Any, Any]
         raise UserError(f"unknown style {style!r}{nearest(style, list(STYLES))}: it can be {', '.join(STYLES)}")
     settings = dict(STYLES[style])
     width = settings.pop("width")
-    settings |= {name: _INK for name in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")}
+    settings |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
     settings |= {"axes.spines.top": False, "axes.spines.right": False, "grid.alpha": 0.3, "grid.linewidth": 0.5}
     settings |= {"axes.linewidth": 0.8, "legend.frameon": False, "pdf.fonttype": 42, "axes.axisbelow": True}
     with mpl.rc_context(settings):

@@ -188,8 +188,16 @@ def _one_run(rows: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
 def _pair(
     first: pd.DataFrame, second: pd.DataFrame, keys: list[str], arms: tuple[str, str], warnings: list[str]
 ) -> pd.DataFrame:
-    document = ["doc_key", "target", "doc_tokens", "answer_token", "answer_depth", "answer_distance",
-                "answer_distance_tokens", "prompt_chars"]
+    document = [
+        "doc_key",
+        "target",
+        "doc_tokens",
+        "answer_token",
+        "answer_depth",
+        "answer_distance",
+        "answer_distance_tokens",
+        "prompt_chars",
+    ]
     names = {"score": "second", "label": "row_second", "target": "target_second"}
     right = second[[*keys, "row", "score", "label", "target"]].rename(columns=names)
     left = first[[*keys, "model", "stratum", "row", "score", "label", *document]].rename(
