@@ -52,11 +52,14 @@ TABLES = ("gain", "prompt", "length", "failures", "by-length", "by-place", "by-d
 @click.command()
 @click.argument("folder", type=click.Path())
 @click.option(
-    "--table", type=click.Choice(TABLES), default="gain", show_default=True,
-    help="gain: paired, per task and pooled. prompt, length: the paper's Tables 1 and 2. failures: kinds of wrong answers. "
-    "by-length, by-place, by-distance: the gain against the document's length, the answer's place in it, and how far before the "
-    "question it stands.",
-)  # fmt: skip
+    "--table",
+    type=click.Choice(TABLES),
+    default="gain",
+    show_default=True,
+    help="gain: paired, per task and pooled. prompt, length: the paper's Tables 1 and 2. failures: kinds of wrong "
+    "answers. by-length, by-place, by-distance: the gain against the document's length, the answer's place in it, "
+    "and how far before the question it stands.",
+)
 @click.option("--versus", nargs=2, metavar="A B", help="Compare model B with model A, not twice with once.")
 @click.option("--model", "models", multiple=True, help="Only this model (several times: these).")
 @click.option("--metric", help="The metric (default: contains, else exact_match, acc or f1).")

@@ -1,4 +1,6 @@
-"""The plots, as matplotlib figures: column width, colour-blind safe (Okabe and Ito's colours, and markers beside colour)."""
+"""The plots, as matplotlib figures: column width, colour-blind safe (Okabe and Ito's colours, and markers beside
+colour).
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,9 @@ def length_plot(results: Results, metric: str | None = None, style: str = "scree
 
 
 def cost_plot(results: Results, cost: str, metric: str | None = None, style: str = "screen") -> Figure | None:
-    """Accuracy against `state_bytes` or `tokens_per_second`, a point per model and variant; None where it is not known."""
+    """Accuracy against `state_bytes` or `tokens_per_second`, a point per model and variant; None where it is not
+    known.
+    """
     metric = choose_metric(results, metric)
     scores = _scores(results, metric)
     scores = scores[scores["variant"].notna() & scores[cost].notna()]
@@ -157,14 +161,14 @@ _INK = "#1b1b1f"  # axes and text; no other mark has this colour, so that it can
 
 
 @contextmanager
-def _figure(style: str, height: float | None = None) -> Iterator[tuple[Any, Any]]:
+def _figure(style: str, height: float | None = None) -> Iterator[tuple[Figure, Any]]:
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     if style not in STYLES:
         raise UserError(f"unknown style {style!r}{nearest(style, list(STYLES))}: it can be {', '.join(STYLES)}")
-    settings = dict(STYLES[style])
+    settings: Any = dict(STYLES[style])
     width = settings.pop("width")
     settings |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
     settings |= {"axes.spines.top": False, "axes.spines.right": False, "grid.alpha": 0.3, "grid.linewidth": 0.5}

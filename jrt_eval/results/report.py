@@ -1,10 +1,11 @@
 """`report`: one HTML file, without network: the tables, the plots, and a browser of documents.
 
-What documents and models say reaches the page in two ways: through Jinja with autoescape, and as gzipped, base64-encoded JSON that
-the page's script unpacks and only ever sets as text. The page's content security policy runs no other script.
+What documents and models say reaches the page in two ways: through Jinja with autoescape, and as gzipped,
+base64-encoded JSON that the page's script unpacks and only ever sets as text. The page's content security policy runs
+no other script.
 
-The JSON is an index (questions, answers, generations, scores), read when the page opens, and chunks of prompts, read when a
-document is looked at.
+The JSON is an index (questions, answers, generations, scores), read when the page opens, and chunks of prompts, read
+when a document is looked at.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ class Parts:
 
 
 def make_parts(results: Results, *, metric: str | None = None, published: bool = False, style: str = "screen") -> Parts:
-    """All tables and figures that the results allow. What needs both variants is left out where there is one. Raises UserError."""
+    """All tables and figures that the results allow. What needs both variants is left out where there is one. Raises
+    UserError.
+    """
     chosen = pick_metric(results, metric)
     tables: dict[str, Table] = {}
     figures: dict[str, Any] = {}
@@ -71,7 +74,8 @@ def make_parts(results: Results, *, metric: str | None = None, published: bool =
     variants = results.scores["variant"].dropna()
     if len(variants):
         tables["prompt"] = prompt_table(results, metric=chosen, published=published)
-        if results.scores["context_length"].nunique(dropna=False) > 1 or published:
+        windows = results.scores.loc[results.scores["variant"].notna(), "context_length"]
+        if windows.nunique(dropna=False) > 1:
             tables["length"] = length_table(results, metric=chosen, published=published)
     else:
         tables["scores"] = scores_table(results, chosen)
@@ -181,7 +185,8 @@ def document_data(results: Results, metric: str) -> tuple[dict[str, Any], list[l
     """The browser's data: an index, and per chunk of documents the prompts of each.
 
     index: models, datasets, chunk (size), documents `[dataset, row, key, question, [gold, ...]]` and answers
-    `[document, model, variant, score, generation, prompt]`; variant 0 once, 1 twice, 2 neither; prompt indexes the document's.
+    `[document, model, variant, score, generation, prompt]`; variant 0 once, 1 twice, 2 neither; prompt indexes the
+    document's.
     """
     column = METRIC_PREFIX + metric
     frame = results.predictions

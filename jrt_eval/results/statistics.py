@@ -8,7 +8,8 @@ asks several keys of each) are not independent, so the bootstrap resamples docum
     p           McNemar's test on fixed and broken rows (`statsmodels`), exact up to 1,000 of them, else with
     continuity correction;
                 pooled: on the sums over tasks. Only for metrics of 0 and 1
-    pooled      the mean over data sets, each counting the same, as the paper's average does; a data set is a stratum, and a
+    pooled      the mean over data sets, each counting the same, as the paper's average does; a data set is a stratum,
+    and a
                 document takes along all that was asked of it
 """
 
@@ -27,6 +28,18 @@ from jrt_eval.results.schema import METRIC_PREFIX
 PREFERRED = ("contains", "exact_match", "acc", "f1")
 POOLED = "all tasks"
 SEED = 0
+
+# What pairs know of their document, beside the scores.
+_DOCUMENT = [
+    "doc_key",
+    "target",
+    "doc_tokens",
+    "answer_token",
+    "answer_depth",
+    "answer_distance",
+    "answer_distance_tokens",
+    "prompt_chars",
+]
 
 
 @dataclass
@@ -47,7 +60,7 @@ class Comparison:
 
 
 def pick_metric(results: Results, metric: str | None = None) -> str:
-    """The metric to compare by: as asked, else contains, exact_match, acc or f1, else the only one. Raises UserError."""
+    """The metric to compare by: as asked, else contains, exact_match, acc, f1, else the only one. Raises UserError."""
     available = [c.removeprefix(METRIC_PREFIX) for c in results.predictions.columns if c.startswith(METRIC_PREFIX)]
     if results.predictions.empty or not available:
         raise UserError(
@@ -141,10 +154,8 @@ def _rows(results: Results, metric: str, models: Iterable[str] | None) -> tuple[
     runs = results.scores[keep].drop_duplicates(["run_id", "task"])
     # joined as plain strings: the categories of two frames may differ
     runs = runs.astype({"run_id": object, "task": object})
-    wanted = [
-        "run_id", "model", "task", "dataset", "variant", "context_length", "filter", "row", "doc_id", "doc_key",
-        "target", "doc_tokens", "answer_token", "answer_depth", "answer_distance", "answer_distance_tokens", "prompt_chars", METRIC_PREFIX + metric,
-    ]  # fmt: skip
+    wanted = ["run_id", "model", "task", "dataset", "variant", "context_length", "filter", "row", "doc_id", *_DOCUMENT]
+    wanted.append(METRIC_PREFIX + metric)
     rows = frame[wanted].rename(columns={METRIC_PREFIX + metric: "score"})
     text = ["run_id", "model", "task", "dataset", "variant", "filter"]
     rows = rows.astype(dict.fromkeys(text, object)).assign(label=rows.index)
@@ -152,23 +163,24 @@ def _rows(results: Results, metric: str, models: Iterable[str] | None) -> tuple[
     rows["context_length"] = rows["context_length"].astype("Int64").fillna(-1)
     rows["num_fewshot"] = rows["num_fewshot"].astype("Int64").fillna(-1)
     several = rows.groupby(["run_id", "task"])["filter"].nunique()
-    for (_, task), count in several[several > 1].items():  # type: ignore[misc]
+    for group, count in several[several > 1].items():
+        task = str(group[1])  # type: ignore[index]
         first = sorted(rows.loc[rows["task"] == task, "filter"].unique())[0]
         warnings.append(f"{task} has {count} filters: compared by {first!r}")
         rows = rows[(rows["task"] != task) | (rows["filter"] == first)]
     rows = _one_run(rows, warnings)
     limited = rows[rows["limit"].notna()].drop_duplicates(["model", "task"])
-    for row in limited.itertuples():
-        warnings.append(f"{row.model}, {row.task}: run with --limit {row.limit:g}, so not on all documents")
+    for model, task, limit in zip(limited["model"], limited["task"], limited["limit"], strict=True):
+        warnings.append(f"{model}, {task}: run with --limit {limit:g}, so not on all documents")
     cut = rows[rows["n_truncated"].fillna(0) > 0].drop_duplicates(["model", "task"])
-    for row in cut.itertuples():
-        lost = ": they lose their head, in a twice prompt its question" if row.variant == "twice" else ""
-        warnings.append(f"{row.model}, {row.task}: {row.n_truncated} prompts were longer than the model reads{lost}")
-    for (model, dataset), part in rows[rows["variant"].notna()].groupby(["model", "dataset"]):
+    for model, task, count in zip(cut["model"], cut["task"], cut["n_truncated"], strict=True):
+        lost = ": they lose their head, in a twice prompt the question"
+        warnings.append(f"{model}, {task}: {count} prompts were longer than the model reads{lost}")
+    for (name, dataset), part in rows[rows["variant"].notna()].groupby(["model", "dataset"]):
         lengths = sorted(part["context_length"].unique())
         if len(lengths) > 1:
             told = ", ".join("whole" if length < 0 else str(length) for length in lengths)
-            warnings.append(f"{model}, {dataset}: several context lengths ({told}); only equal ones are compared")
+            warnings.append(f"{name}, {dataset}: several context lengths ({told}); only equal ones are compared")
     return rows, warnings
 
 
@@ -188,19 +200,9 @@ def _one_run(rows: pd.DataFrame, warnings: list[str]) -> pd.DataFrame:
 def _pair(
     first: pd.DataFrame, second: pd.DataFrame, keys: list[str], arms: tuple[str, str], warnings: list[str]
 ) -> pd.DataFrame:
-    document = [
-        "doc_key",
-        "target",
-        "doc_tokens",
-        "answer_token",
-        "answer_depth",
-        "answer_distance",
-        "answer_distance_tokens",
-        "prompt_chars",
-    ]
     names = {"score": "second", "label": "row_second", "target": "target_second"}
     right = second[[*keys, "row", "score", "label", "target"]].rename(columns=names)
-    left = first[[*keys, "model", "stratum", "row", "score", "label", *document]].rename(
+    left = first[[*keys, "model", "stratum", "row", "score", "label", *_DOCUMENT]].rename(
         columns={"score": "first", "label": "row_first"}
     )
     left = left.loc[:, ~left.columns.duplicated()]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class Table:
         """Which cells hold their column's best value among the measured rows; a column with one value has none."""
         marks = [[False] * self.frame.shape[1] for _ in range(len(self.frame))]
         for name in self.best:
-            column = list(self.frame.columns).index(name)
+            column = self.columns().index(name)
             shown = [None if _missing(v) else round(float(v), self.decimals) for v in self.frame[name]]
             known = [v for v in shown if v is not None]
             if len(known) > 1:
@@ -63,9 +64,31 @@ class Table:
                     marks[row][column] = value == max(known)
         return marks
 
+    def columns(self) -> list[tuple[str, str]]:
+        """The two header lines, column by column."""
+        return [(str(name[0]), str(name[1])) for name in self.frame.columns]
+
+    def spans(self) -> list[tuple[str, int]]:
+        """The upper header line as (text, columns that it spans)."""
+        spans: list[tuple[str, int]] = []
+        for over, _ in self.columns():
+            if spans and spans[-1][0] == over:
+                spans[-1] = (over, spans[-1][1] + 1)
+            else:
+                spans.append((over, 1))
+        return spans
+
+    def number_at(self, span: int) -> bool:
+        """Whether the span with this index stands over numbers."""
+        return sum(width for _, width in self.spans()[:span]) >= self.labels
+
+    def two_lines(self) -> bool:
+        """Whether the lower header line says anything."""
+        return any(over != under for over, under in self.columns())
+
     def headers(self) -> list[str]:
         """The two header lines as one."""
-        return [f"{over} {under}".strip() if over != under else over for over, under in self.frame.columns]
+        return [f"{over} {under}".strip() if over != under else over for over, under in self.columns()]
 
     def markdown(self) -> str:
         """A GitHub table."""
@@ -81,18 +104,12 @@ class Table:
 
     def latex(self) -> str:
         """A booktabs table, its best values in bold; needs \\usepackage{booktabs}."""
-        columns = list(self.frame.columns)
-        over, rules, start = [], [], 0
-        while start < len(columns):
-            end = start
-            while end + 1 < len(columns) and columns[end + 1][0] == columns[start][0]:
-                end += 1
-            if end > start:
-                over.append(f"\\multicolumn{{{end - start + 1}}}{{c}}{{{_tex(columns[start][0])}}}")
-                rules.append(f"\\cmidrule(lr){{{start + 1}-{end + 1}}}")
-            else:
-                over.append(_tex(columns[start][0]))
-            start = end + 1
+        columns = self.columns()
+        over, rules, start = [], [], 1
+        for name, width in self.spans():
+            over.append(f"\\multicolumn{{{width}}}{{c}}{{{_tex(name)}}}" if width > 1 else _tex(name))
+            rules += [f"\\cmidrule(lr){{{start}-{start + width - 1}}}"] if width > 1 else []
+            start += width
         under = [_tex(low) if low != high else "" for high, low in columns]
         lines = [
             "\\begin{table}[t]",
@@ -122,14 +139,14 @@ class Table:
         shown = RichTable(
             title=self.title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", padding=(0, 1)
         )
-        for index, (high, low) in enumerate(self.frame.columns):
+        for index, (high, low) in enumerate(self.columns()):
             text = Text(high if high == low or not low else f"{high}\n{low}")
             shown.add_column(text, justify="left" if index < self.labels else "right", overflow="fold")
         for cells, marks in zip(self.cells(), self.is_best(), strict=True):
             shown.add_row(*[Text(c, style="bold" if mark else "") for c, mark in zip(cells, marks, strict=True)])
         natural = 4 + sum(
             max([len(c) for c in column] + [len(p) for p in header]) + 3
-            for column, header in zip(zip(*self.cells(), strict=True), self.frame.columns, strict=True)
+            for column, header in zip(zip(*self.cells(), strict=True), self.columns(), strict=True)
         )
         console = Console(width=width or max(natural, 60), force_terminal=color, highlight=False)
         with console.capture() as capture:
@@ -141,7 +158,7 @@ class Table:
     def flat(self) -> pd.DataFrame:
         """The frame with one line of plain column names: `fda_once`, `gain`, ..."""
         frame = self.frame.copy()
-        frame.columns = pd.Index([_plain(high, low) for high, low in self.frame.columns])
+        frame.columns = pd.Index([_plain(high, low) for high, low in self.columns()])
         return frame
 
     def render(self, form: str) -> str:
@@ -154,7 +171,7 @@ class Table:
         return texts[form]()
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """To a file, in the form that its ending names: .md, .tex, .csv, .parquet, .txt. Written whole or not at all."""
+        """To a file, in the form that its ending names: .md, .tex, .csv, .parquet, .txt; whole or not at all."""
         forms = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".parquet": "parquet", ".txt": "terminal"}
         target = Path(path)
         form = forms.get(target.suffix)
@@ -278,8 +295,9 @@ def length_table(results: Results, *, metric: str | None = None, published: bool
         rows += [(str(m), str(v), PAPER, theirs.loc[(m, v)]) for m, v in theirs.index]
         wide = wide.reindex(columns=wide.columns.union(theirs.columns))
     rows.sort(key=lambda row: (row[0], row[1], row[2] != OURS))
-    order = {d: i for i, d in enumerate(_ordered({d for d, _ in wide.columns}))}
-    cells = sorted(wide.columns, key=lambda c: (order[c[0]], c[1] < 0, c[1]))
+    found = [(str(name[0]), int(name[1])) for name in wide.columns]
+    order = {d: i for i, d in enumerate(_ordered(d for d, _ in found))}
+    cells = sorted(found, key=lambda c: (order[c[0]], c[1] < 0, c[1]))
     columns = [("model", "model"), ("read", "read"), *([("source", "source")] if published else [])]
     columns += [(dataset_name(d), "whole" if n < 0 else str(n)) for d, n in cells] + [("average", "average")]
     records = []
@@ -406,8 +424,8 @@ def _parameters(results: Results, model: str) -> str:
     return str(count)
 
 
-def _ordered(datasets: object) -> list[str]:
-    names = {str(d) for d in datasets}  # type: ignore[attr-defined]
+def _ordered(datasets: Iterable[object]) -> list[str]:
+    names = {str(d) for d in datasets}
     return [d for d in _ORDER if d in names] + sorted(names - set(_ORDER))
 
 

@@ -12,8 +12,8 @@ from jrt_eval.results.load import Results
 def count_tokens(results: Results, tokenizer: str) -> Results:
     """Fill `prompt_tokens` and `answer_distance_tokens` of the predictions.
 
-    tokenizer: a folder or a hub id. The distance is that of `answer_distance`: from the end of the answer's last place in the
-    document that is read first to the question. Raises UserError.
+    tokenizer: a folder or a hub id. The distance is that of `answer_distance`: from the end of the answer's last place
+    in the document that is read first to the question. Raises UserError.
     """
     from jrt_eval.prompts.tokenization import load
 
