@@ -2,8 +2,9 @@
 
     python benchmarks/bench_collect.py [--predictions 1000000] [--workers 2] [--folder /tmp/bench_collect] [--keep]
 
-Writes lm-eval output of 10 models x 10 tasks with 2 KB prompts of prose, collects it, collects again (all known), adds one run
-and collects that. Prints a table of seconds (on the clock and of CPU), megabytes per second and peak memory (all processes together, sampled).
+Writes lm-eval output of 10 models x 10 tasks with 2 KB lines, collects it, collects again (all known), adds one run and
+collects that. Prints a table of seconds (on the clock and of CPU), megabytes per second and peak memory (all processes
+together, sampled).
 """
 
 from __future__ import annotations

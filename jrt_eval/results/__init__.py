@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jrt_eval.results.collect import collect
+    from jrt_eval.results.collecting import collect
     from jrt_eval.results.load import Results, load_results
     from jrt_eval.results.published import published_scores
     from jrt_eval.results.statistics import Comparison, compare_models, compare_variants
@@ -31,7 +31,7 @@ __all__ = [
 _HOME = {
     "Comparison": "statistics",
     "Results": "load",
-    "collect": "collect",
+    "collect": "collecting",
     "compare_models": "statistics",
     "compare_variants": "statistics",
     "gain_table": "tables",

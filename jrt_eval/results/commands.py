@@ -29,7 +29,7 @@ def collect(folder: str, out: str | None, keep: str, strict: bool, workers: int 
     Reads `results_*.json` and `samples_*.jsonl` of lm-eval 0.4.9 to 0.4.13 and writes scores.parquet, scores.csv,
     predictions/ (a parquet data set), skipped.csv. A second collect reads only what is new.
     """
-    from jrt_eval.results.collect import collect as run
+    from jrt_eval.results.collecting import collect as run
 
     done = run(folder, out, keep=keep, strict=strict, workers=workers)
     for note in done.notes:

@@ -14,7 +14,7 @@ import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
 
 from jrt_eval.errors import UserError, nearest
-from jrt_eval.results.collect import MANIFEST, scores_table, survey_tree
+from jrt_eval.results.collecting import MANIFEST, scores_table, survey_tree
 from jrt_eval.results.samples import BadSamples, conform, read_batches
 from jrt_eval.results.schema import METRIC_PREFIX, predictions_schema
 

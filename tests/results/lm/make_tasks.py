@@ -8,10 +8,24 @@ import shutil
 import sys
 from pathlib import Path
 
-NAMES = "Anna Bruno Clara David Elena Felix Greta Hugo Irene Jonas Karin Lukas Maria Nils Olga Paul".split()
+NAMES = [
+    "Anna",
+    "Bruno",
+    "Clara",
+    "David",
+    "Elena",
+    "Felix",
+    "Greta",
+    "Hugo",
+    "Irene",
+    "Jonas",
+    "Karin",
+    "Lukas",
+    "Maria",
+]
 FACTS = {
-    "colours": ("colour", "red green blue yellow purple orange brown black white grey pink teal".split()),
-    "towns": ("town", "Lyon Turin Porto Ghent Basel Malmo Graz Cork Leeds Tartu Bergen Vigo".split()),
+    "colours": ("colour", ["red", "green", "blue", "yellow", "purple", "orange", "brown", "black", "white", "grey"]),
+    "towns": ("town", ["Lyon", "Turin", "Porto", "Ghent", "Basel", "Malmo", "Graz", "Cork", "Leeds", "Tartu"]),
 }
 
 
@@ -26,12 +40,15 @@ def documents(name: str, count: int) -> list[dict[str, str]]:
         asked = draw.choice(people)
         passage = " ".join(f"The {noun} of {person} is {value}." for person, value in told.items())
         cue = f"The {noun} of {asked} is"
-        rows.append({"doc_id": f"{name}-{index}", "passage": passage, "question": cue, "cue": cue, "value": told[asked]})
+        rows.append(
+            {"doc_id": f"{name}-{index}", "passage": passage, "question": cue, "cue": cue, "value": told[asked]}
+        )
     return rows
 
 
 def make(folder: Path, count: int = 40) -> Path:
     """The tasks jrt_colours, jrt_towns, their _twice, the group facts and the multiple-choice task colours_choice."""
+    folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     here = Path(__file__).parent
     shutil.copy(here / "scoring.py", folder)
@@ -40,7 +57,10 @@ def make(folder: Path, count: int = 40) -> Path:
     for name in FACTS:
         data = folder / f"{name}.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in documents(name, count)), encoding="utf-8")
-        for variant, text in (("", "{{passage}} {{cue}}"), ("_twice", "{{question}}? {{passage}}\\n{{passage}} {{cue}}")):
+        for variant, text in (
+            ("", "{{passage}} {{cue}}"),
+            ("_twice", "{{question}}? {{passage}}\\n{{passage}} {{cue}}"),
+        ):
             tasks.append(f"jrt_{name}{variant}")
             (folder / f"{tasks[-1]}.yaml").write_text(
                 f'include: _facts_yaml\ntask: {tasks[-1]}\ndataset_kwargs: {{data_files: {{test: "{data}"}}}}\n'
@@ -48,9 +68,10 @@ def make(folder: Path, count: int = 40) -> Path:
                 encoding="utf-8",
             )
     choices = ", ".join(FACTS["colours"][1])
+    data = folder / "colours.jsonl"
     (folder / "colours_choice.yaml").write_text(
-        f"task: colours_choice\ndataset_path: json\noutput_type: multiple_choice\ntest_split: test\n"
-        f'dataset_kwargs: {{data_files: {{test: "{folder / "colours.jsonl"}"}}}}\ndoc_to_text: "{{{{passage}}}} {{{{cue}}}}"\n'
+        "task: colours_choice\ndataset_path: json\noutput_type: multiple_choice\ntest_split: test\n"
+        f'dataset_kwargs: {{data_files: {{test: "{data}"}}}}\ndoc_to_text: "{{{{passage}}}} {{{{cue}}}}"\n'
         f"doc_to_choice: [{choices}]\ndoc_to_target: value\nmetric_list: [{{metric: acc}}, {{metric: acc_norm}}]\n"
         "metadata: {version: 1.0}\n",
         encoding="utf-8",

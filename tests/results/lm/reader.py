@@ -1,7 +1,7 @@
 """Run lm-eval, any version from 0.4.9, with a model that needs no weights: `python reader.py --model reader ...`.
 
-The reader looks its answer up in the prompt, and misses it more often the further back it stands. It sees a document that is
-written twice twice. What it says is a function of the prompt and its arguments alone.
+The reader looks its answer up in the prompt, and misses it more often the further back it stands. Once it
+has read the question it misses less. What it says is a function of the prompt and its arguments alone.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from typing import Any
 
 import transformers
 
-if not hasattr(transformers, "AutoModelForVision2Seq"):  # lm-eval 0.4.9 wants it, transformers 5 has no longer
-    transformers.AutoModelForVision2Seq = transformers.AutoModelForImageTextToText
+# lm-eval 0.4.9 looks up a class that transformers 5 has no longer. Its module replaces itself, so setting it there is
+# not enough.
+_getattr = type(transformers).__getattr__
+type(transformers).__getattr__ = lambda module, name: _getattr(  # type: ignore[method-assign]
+    module, "AutoModelForImageTextToText" if name == "AutoModelForVision2Seq" else name
+)
 
-from lm_eval.api.model import LM
-from lm_eval.api.registry import register_model
+from lm_eval.api.model import LM  # noqa: E402
+from lm_eval.api.registry import register_model  # noqa: E402
 
 
 def draw(*parts: str) -> float:
@@ -45,12 +49,14 @@ class Reader(LM):
     def answer(self, prompt: str) -> str:
         body, cue = re.match(r"(.*?)([^.\n]*)$", prompt, re.DOTALL).groups()  # type: ignore[union-attr]
         cue = cue.strip()
-        facts = " ".join(sorted(set(re.findall(r"[^.?\n]+ is [^.?\n]+\.", body))))  # the same read once and twice
+        told = re.findall(r"[^.?\n]+ is [^.?\n]+\.", body)
+        facts = " ".join(sorted({fact.strip() for fact in told}))  # the same read once and twice
         copies = list(re.finditer(re.escape(cue) + r" ([^.?\n]+)\.", body, re.IGNORECASE))
-        slips = draw(self.name, "slip", prompt) < 0.06
+        slips = draw(self.name, "slip", prompt) < 0.04
         for copy, found in enumerate([] if slips else reversed(copies)):
             distance = len(body) - found.end()
-            if draw(self.name, cue, facts, str(copy)) < 0.5 ** (distance / self.memory):
+            memory = 4 * self.memory if f"{cue}?" in body[: found.start()] else self.memory  # it knows what to look for
+            if draw(self.name, cue, facts, str(copy)) < 0.5 ** (distance / memory):
                 return f" {found[1].strip()}."
         kind = draw(self.name, "kind", facts)
         values = re.findall(r" is ([A-Za-z0-9]+)\.", body)
@@ -75,5 +81,13 @@ class Reader(LM):
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
-    sys.argv[0] = "lm_eval"
-    cli_evaluate()
+    # several runs in one process: arguments, `--next`, arguments
+    runs: list[list[str]] = [[]]
+    for argument in sys.argv[1:]:
+        if argument == "--next":
+            runs.append([])
+        else:
+            runs[-1].append(argument)
+    for arguments in runs:
+        sys.argv = ["lm_eval", *arguments]
+        cli_evaluate()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -160,7 +161,7 @@ def survey_tree(root: Path, *, keep: str = "newest", known: dict[str, Any] | Non
                 survey.skipped[sample_path] = f"its result file {path} has no task {task!r}"
             elif (path, task) in kept:
                 values = {c: row.get(c) for c in RUN_COLUMNS} | {"model": run["label"]}
-                exact = (row["lm_eval_version"] or "") >= "0.4.12"  # older ones count documents without --samples
+                exact = _version(row["lm_eval_version"]) >= (0, 4, 12)  # older ones count documents without --samples
                 survey.samples.append(SampleFile(sample_path, stamp, task, values, row["n"] if exact else None))
     copies = {path for path in survey.results if survey.skipped.get(path, "").startswith("a copy")}
     copy_keys = {
@@ -257,6 +258,10 @@ def _label(runs: dict[str, dict[str, Any]], notes: list[str]) -> None:
         labels = sorted({run["label"] for run in group})
         if len(labels) > 1:
             notes.append(f"{len(labels)} different models have the name {name}; kept apart as {'; '.join(labels)}")
+
+
+def _version(text: str | None) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text or "")[:3])
 
 
 def _newest(runs: dict[str, dict[str, Any]]) -> set[tuple[str, str]]:
