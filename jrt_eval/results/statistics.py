@@ -86,7 +86,8 @@ def compare_variants(
     """Once against twice, for every model and data set that has both. Raises UserError."""
     metric = pick_metric(results, metric)
     rows, warnings = _rows(results, metric, models)
-    rows = rows[rows["variant"].isin(["once", "twice"])].assign(stratum=rows["dataset"])
+    rows = rows.assign(stratum=rows["dataset"])
+    rows = rows[rows["variant"].isin(["once", "twice"])]
     if rows.empty:
         raise UserError("nothing was read twice here: run the tasks jrt_<name> and jrt_<name>_twice")
     keys = ["model", "dataset", "context_length", "num_fewshot"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import re
 import shutil
 import time
@@ -210,8 +211,12 @@ def test_twenty_thousand_predictions(results: Results, tmp_path: Path, browser: 
     for copy in range(42):
         copies.append(known.assign(row=known["row"] + 1000 * copy, doc_key=known["doc_key"] + f"-{copy}"))
     frame = pd.concat(copies, ignore_index=True)
-    filler = "All work and no play makes for a long document. " * 80  # 4 KB, as a window of 1,000 tokens
-    frame["prompt"] = [f"{row} {filler}{prompt}" for row, prompt in zip(frame["row"], frame["prompt"], strict=True)]
+    draw = random.Random(0)
+    words = [f"{draw.randrange(16**6):x}" for _ in range(3000)]
+    texts = {
+        row: " ".join(draw.choices(words, k=600)) for row in frame["row"].unique()
+    }  # 4 KB, a window of 1,000 tokens
+    frame["prompt"] = [f"{texts[row]} {prompt}" for row, prompt in zip(frame["row"], frame["prompt"], strict=True)]
     many = dataclasses.replace(results, predictions=frame)
     assert len(frame) == 20_160
     write_report(many, tmp_path / "big.html")
