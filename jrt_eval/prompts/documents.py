@@ -4,7 +4,7 @@
 
     jrt_row               index of the row in the data set; the same document has the same one in every variant
     jrt_document          names of the document; rows that share one are of the same document
-    jrt_passage, jrt_question, jrt_cue, jrt_first   the prompt's parts (jrt_eval.prompts.clean)
+    jrt_passage, jrt_question, jrt_cue   the prompt's parts (jrt_eval.prompts.clean); squad has jrt_first too
     jrt_answers           the gold answers, a list of strings
     jrt_document_tokens   tokens of the whole document, before the window cut it
     jrt_answer_position   tokens before the answer in the whole document
@@ -97,12 +97,8 @@ class DocumentSpec:
 
     def required(self) -> dict[str, None]:
         """The fields that a row must have as strings, in order; `answers` may be a list of strings."""
-        names = [self.text, *STYLE_FIELDS[self.style], *self.anchors, *self.identity_required(), self.answers, *self.keep]
+        names = [self.text, *STYLE_FIELDS[self.style], *self.anchors, self.answers, *self.keep]
         return dict.fromkeys(names)
-
-    def identity_required(self) -> tuple[str, ...]:
-        """No field of `identity` is required: data sets spell it in different ways."""
-        return ()
 
 
 @dataclass(frozen=True)
@@ -351,7 +347,6 @@ def prepare(
         answers = _strings(row[spec.answers])
         mute += not answers
         parts = clean.parts(spec.style, spec.variant, {**document, **_rendered(spec, row)}, spec.text)
-        read = parts.passage if parts.first is None else parts.first
         documents.append(
             {
                 **document,
@@ -360,7 +355,7 @@ def prepare(
                 "jrt_passage": parts.passage,
                 "jrt_question": parts.question,
                 "jrt_cue": parts.cue,
-                "jrt_first": read,
+                **({"jrt_first": parts.first} if parts.first is not None else {}),
                 "jrt_answers": answers,
                 "jrt_document_tokens": window.document_tokens if window else None,
                 "jrt_answer_position": window.answer_position if window else None,

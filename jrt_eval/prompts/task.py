@@ -30,7 +30,12 @@ from tqdm import tqdm
 from jrt_eval.errors import UserError
 from jrt_eval.prompts import documents as docs
 from jrt_eval.prompts import tokenization
+from jrt_eval.prompts.fewshot import OtherDocuments
+from jrt_eval.prompts.metrics import score
 from jrt_eval.prompts.windows import Budget
+
+# All that the templates' `!function` name stands here: lm-eval before 0.4.12 needs a file per module (tasks/template/).
+__all__ = ["OtherDocuments", "ReadTwiceTask", "score"]
 
 logger = logging.getLogger(__name__)
 
