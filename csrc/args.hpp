@@ -32,7 +32,7 @@ struct LinearArgs {
 
 // Gradients of the above without decay; see linear_backward.hpp.
 struct LinearGradArgs {
-  View q, k, v, y, gy;     // y only where normalised
+  View q, k, v, y, gy;        // y only where normalised; gy in the inputs' dtype
   const float* denominator;
   const float *kv_in, *k_in;    // initial state, or null
   const float *g_kv, *g_k;      // gradients of the final state, or null

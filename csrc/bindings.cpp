@@ -68,6 +68,40 @@ void linear_attention(Address q, Int qb, Int ql, Int qh, Int qd, Address k, Int 
   current->linear(p);
 }
 
+void linear_backward(Address q, Int qb, Int ql, Int qh, Int qd, Address k, Int kb, Int kl, Int kh, Int kd, Address v, Int vb, Int vl,
+                     Int vh, Int vd, Address y, Int yb, Int yl, Int yh, Int yd, Address gy, Int gb, Int gl, Int gh, Int gd,
+                     Address denominator, Address kv_in, Address k_in, Address g_kv, Address g_k, Address gq, Address gk, Address gv,
+                     Address g_kv_in, Address g_k_in, Address mask, Int batches, Int length, Int heads, Int dim, Int features,
+                     Int head_dim, int dtype, bool taylor, int threads) {
+  const jrt::LinearGradArgs p{{pointer<void>(q), qb, ql, qh, qd},
+                              {pointer<void>(k), kb, kl, kh, kd},
+                              {pointer<void>(v), vb, vl, vh, vd},
+                              {pointer<void>(y), yb, yl, yh, yd},
+                              {pointer<void>(gy), gb, gl, gh, gd},
+                              pointer<float>(denominator),
+                              pointer<float>(kv_in),
+                              pointer<float>(k_in),
+                              pointer<float>(g_kv),
+                              pointer<float>(g_k),
+                              pointer<float>(gq),
+                              pointer<float>(gk),
+                              pointer<float>(gv),
+                              pointer<float>(g_kv_in),
+                              pointer<float>(g_k_in),
+                              pointer<float>(mask),
+                              batches,
+                              length,
+                              heads,
+                              dim,
+                              features,
+                              head_dim,
+                              dtype,
+                              taylor,
+                              threads};
+  const py::gil_scoped_release unlocked;
+  current->linear_grad(p);
+}
+
 void taylor_step(Address q, Int qb, Int qh, Int qd, Address k, Int kb, Int kh, Int kd, Address v, Int vb, Int vh, Int vd, Address y,
                  Address kv, Address k_sum, Address decay, Int batches, Int heads, Int dim, Int features, Int head_dim, int dtype,
                  int threads) {
@@ -160,7 +194,7 @@ void conv(Address a, Int ab, Int al, Int ac, Address b, Int bb, Int bl, Int bc, 
 PYBIND11_MODULE(_kernels, m) {
   m.doc() = "Compiled kernels of jrt-eval; call them through jrt_eval.kernels.";
   // Raised by one whenever a signature changes, so that a stale build is named instead of crashing.
-  m.attr("ABI") = 2;
+  m.attr("ABI") = 3;
 #ifdef _OPENMP
   m.attr("OPENMP") = true;
 #else
@@ -171,6 +205,7 @@ PYBIND11_MODULE(_kernels, m) {
         "Use the kernels of one instruction set: avx512, avx2 or portable; '' for the best. Returns the one in use, '' if it is "
         "not available here.");
   m.def("linear_attention", &linear_attention);
+  m.def("linear_backward", &linear_backward);
   m.def("taylor_step", &taylor_step);
   m.def("window_attention", &window_attention);
   m.def("window_step", &window_step);

@@ -1,6 +1,7 @@
 // Compiled once per instruction set, with that set's flags and JRT_AVX512, JRT_AVX2 or neither.
 #include "conv.hpp"
 #include "linear_attention.hpp"
+#include "linear_backward.hpp"
 #include "taylor_step.hpp"
 #include "window.hpp"
 
@@ -18,7 +19,7 @@
 namespace jrt {
 
 const Table* JRT_TABLE() {
-  static constexpr Table table = {JRT_NAME,     linear_attention, nullptr, ::taylor_step,
+  static constexpr Table table = {JRT_NAME,     linear_attention, linear_backward, ::taylor_step,
                                   window_attention, ::window_step, ::conv};
   return &table;
 }

@@ -12,7 +12,7 @@ import torch
 from jrt_eval.errors import UserError
 
 # What csrc/bindings.cpp must say it is; both go up together whenever a signature changes.
-ABI = 2
+ABI = 3
 
 INSTALL = "reinstall jrt-eval where a C++17 compiler is (pip install --force-reinstall --no-deps jrt-eval), or use backend='torch'"
 

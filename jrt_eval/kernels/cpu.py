@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from jrt_eval.kernels import compiled, ops
+from jrt_eval.errors import UserError
+from jrt_eval.kernels import compiled, ops, reference
 from jrt_eval.kernels.features import num_features
 from jrt_eval.kernels.states import TaylorState, WindowState
 
@@ -106,6 +107,90 @@ def _taylor_encode(k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, T
 def _causal_product(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
     y, kv, _, _ = _linear(q, k, v, state, None, None, None, False)
     return y, kv
+
+
+def _linear_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv: Tensor | None,
+    k_sum: Tensor | None,
+    mask: Tensor | None,
+    y: Tensor | None,
+    denominator: Tensor | None,
+    grad_y: Tensor,
+    grad_kv: Tensor,
+    grad_k_sum: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    taylor = y is not None
+    batch, length, heads, head_dim = v.shape
+    dim = k.shape[3]
+    n = num_features(dim) if taylor else dim
+    single = torch.float32
+    gq, gk = v.new_empty(q.shape, dtype=single), v.new_empty(k.shape, dtype=single)
+    gv = v.new_empty(v.shape, dtype=single)
+    g_kv = v.new_empty((batch, heads, n, head_dim), dtype=single)
+    g_k_sum = v.new_empty((batch, heads, n) if taylor else (0,), dtype=single)
+    kv, k_sum, mask, grad_kv, grad_k_sum = (_single(x) for x in (kv, k_sum, mask, grad_kv, grad_k_sum))
+    grad_y = grad_y.to(v.dtype)
+    _c.linear_backward(
+        q.data_ptr(),
+        *q.stride(),
+        k.data_ptr(),
+        *k.stride(),
+        v.data_ptr(),
+        *v.stride(),
+        *((0, 0, 0, 0, 0) if y is None else (y.data_ptr(), *y.stride())),
+        grad_y.data_ptr(),
+        *grad_y.stride(),
+        _at(denominator),
+        _at(kv),
+        _at(k_sum),
+        _at(grad_kv),
+        _at(grad_k_sum),
+        gq.data_ptr(),
+        gk.data_ptr(),
+        gv.data_ptr(),
+        g_kv.data_ptr(),
+        g_k_sum.data_ptr() if taylor else 0,
+        _at(mask),
+        batch,
+        length,
+        heads,
+        dim,
+        n,
+        head_dim,
+        DTYPES[v.dtype],
+        taylor,
+        _threads(),
+    )
+    return gq, gk, gv, g_kv, g_k_sum
+
+
+def _taylor_prefill_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv: Tensor | None,
+    k_sum: Tensor | None,
+    mask: Tensor | None,
+    decay: Tensor | None,
+    y: Tensor,
+    denominator: Tensor,
+    grad_y: Tensor,
+    grad_kv: Tensor,
+    grad_k_sum: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if decay is not None:
+        raise UserError("taylor_prefill has no compiled gradient with decay; call jrt_eval.kernels.taylor_linear_attention")
+    return _linear_backward(q, k, v, kv, k_sum, mask, y, denominator.contiguous(), grad_y, grad_kv, grad_k_sum)
+
+
+def _causal_product_backward(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, grad_y: Tensor, grad_state: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gq, gk, gv, g_state, _ = _linear_backward(q, k, v, state, None, None, None, None, grad_y, grad_state, None)
+    return gq, gk, gv, g_state
 
 
 def _taylor_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Tensor | None) -> Tensor:
@@ -274,9 +359,11 @@ def _gated_conv_step(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, 
 def _implement() -> None:
     kernels = {
         "taylor_prefill": _taylor_prefill,
+        "taylor_prefill_backward": _taylor_prefill_backward,
         "taylor_encode": _taylor_encode,
         "taylor_step": _taylor_step,
         "causal_product": _causal_product,
+        "causal_product_backward": _causal_product_backward,
         "window_attention": _window_attention,
         "window_step": _window_step,
         "gated_conv": _gated_conv,
@@ -290,15 +377,24 @@ _implement()
 _ops = torch.ops.jrt_eval
 
 
+def _learns(*tensors: Tensor | None) -> bool:
+    """Whether a gradient will be asked for."""
+    return _grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
 def taylor_linear_attention(
     q: Tensor, k: Tensor, v: Tensor, state: TaylorState | None, mask: Tensor | None, decay: Tensor | None
 ) -> tuple[Tensor, TaylorState]:
     kv, k_sum = (None, None) if state is None else state
+    if decay is not None and _learns(q, k, v, kv, k_sum):
+        return reference.taylor_linear_attention(q, k, v, state, mask, decay)
     y, kv_out, k_out, _ = _ops.taylor_prefill(q, k, v, kv, k_sum, mask, decay)
     return y, TaylorState(kv_out, k_out)
 
 
 def encode_prefix(k: Tensor, v: Tensor, mask: Tensor | None) -> TaylorState:
+    if _learns(k, v):
+        return reference.encode_prefix(k, v, mask)
     return TaylorState(*_ops.taylor_encode(k, v, mask))
 
 
@@ -317,6 +413,8 @@ def sliding_window_attention(
     q: Tensor, k: Tensor, v: Tensor, window: int, state: WindowState | None, lengths: Tensor | None
 ) -> tuple[Tensor, WindowState]:
     ring_k, ring_v, seen = (None, None, None) if state is None else state
+    if _learns(q, k, v, ring_k, ring_v):
+        return reference.sliding_window_attention(q, k, v, window, state, lengths)
     y, *final = _ops.window_attention(q, k, v, window, ring_k, ring_v, seen, lengths)
     return y, WindowState(*final)
 
@@ -329,6 +427,8 @@ def sliding_window_step(q: Tensor, k: Tensor, v: Tensor, state: WindowState) -> 
 def gated_short_conv(
     a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
+    if _learns(a, b, weight, bias, state):
+        return reference.gated_short_conv(a, b, weight, bias, state, lengths)
     y, last = _ops.gated_conv(a, b, weight, bias, state, lengths)
     return y, last
 
