@@ -58,7 +58,7 @@ def _whole(name: str, value: Any) -> int:
     return number
 
 
-class JRTLM(TemplateLM):
+class JRTLM(TemplateLM):  # type: ignore[misc]
     """The language model behind `--model jrt` (aliases `jrt_lm`, `based_lm`).
 
     pretrained (alias checkpoint_name): hub id, folder, or a module of `jrt_eval.load_model`. tokenizer: hub id,
@@ -211,7 +211,7 @@ class JRTLM(TemplateLM):
         return self._model.config
 
     @property
-    def eot_token_id(self) -> int | None:  # type: ignore[override]
+    def eot_token_id(self) -> int | None:
         """End of text; None where neither tokenizer nor config has one inside the vocabulary."""
         end = self.tokenizer.eos_token_id
         return int(end) if end is not None else None

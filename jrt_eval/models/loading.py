@@ -223,7 +223,7 @@ def assign(
     `tensors` is emptied on the way, so that nothing is held twice. Raises `UserError` with every key that is missing,
     unexpected or misshapen.
     """
-    wanted = dict(model.named_parameters(remove_duplicate=False))
+    wanted: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     wanted |= dict(model.named_buffers(remove_duplicate=False))
     persistent = model.state_dict(keep_vars=True).keys()
     problems = [
