@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jrt_eval.model_adapters.jrt import JRTLM
 from lm_eval.api.instance import Instance
 from safetensors.torch import save_file
 from tiny_models import byte_tokenizer, spelled
 
 import jrt_eval
-from jrt_eval.model_adapters.jrt import JRTLM
 
 CHECKPOINTS = ["jrt", "based", "based_decay", "attn"]
 

@@ -18,7 +18,9 @@ def llama(folder: Path) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
     model = LlamaForCausalLM(config).eval()
     model.save_pretrained(folder)
     return model
@@ -80,7 +82,9 @@ def test_any_transformers_model(tmp_path: Path) -> None:
         torch.testing.assert_close(model(ids).logits, original(ids).logits)
     assert model.state_size(100) == 100 * 2 * 2 * 32 * 4
     out = model.generate(ids, max_new_tokens=4)
-    assert torch.equal(out, original.generate(ids, max_new_tokens=4, do_sample=False, attention_mask=torch.ones_like(ids)))
+    assert torch.equal(
+        out, original.generate(ids, max_new_tokens=4, do_sample=False, attention_mask=torch.ones_like(ids))
+    )
 
 
 def test_transformers_model_with_missing_weights(tmp_path: Path) -> None:
@@ -98,7 +102,9 @@ def test_transformers_model_with_missing_weights(tmp_path: Path) -> None:
 
 def test_code_in_a_repository_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
-        json.dumps({"model_type": "own", "auto_map": {"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"}})
+        json.dumps(
+            {"model_type": "own", "auto_map": {"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"}}
+        )
     )
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'owned')!r}, 'w')")
     with pytest.raises(UserError, match="trust_remote_code"):

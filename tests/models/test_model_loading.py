@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from jrt_eval.model_adapters.jrt import JRTLM
 from tiny_models import FAMILIES, byte_tokenizer, released_config, tiny
 
 import jrt_eval
 from jrt_eval.errors import UserError
-from jrt_eval.model_adapters.jrt import JRTLM
 from jrt_eval.models import from_config, save_pretrained
 from jrt_eval.models.tokenizers import load_tokenizer
 
@@ -191,7 +191,9 @@ def test_places_that_hold_no_checkpoint(tmp_path: Path, monkeypatch: pytest.Monk
     assert "hub" in refused("no such id!/x")
 
 
-@pytest.mark.parametrize("error", ["RepositoryNotFoundError", "LocalEntryNotFoundError", "RevisionNotFoundError", "OSError"])
+@pytest.mark.parametrize(
+    "error", ["RepositoryNotFoundError", "LocalEntryNotFoundError", "RevisionNotFoundError", "OSError"]
+)
 def test_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, error: str) -> None:
     """What huggingface_hub raises for an unknown id, without network, for an unknown revision."""
     import huggingface_hub
@@ -257,4 +259,6 @@ def test_saving_writes_the_release_form(tmp_path: Path) -> None:
     model = tiny("jrt")
     save_pretrained(model, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text()) == released_config("jrt")
-    assert "transformer.layers.1.mixer.proj_k_enc.weight" in torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
+    assert "transformer.layers.1.mixer.proj_k_enc.weight" in torch.load(
+        tmp_path / "pytorch_model.bin", weights_only=True
+    )

@@ -90,7 +90,9 @@ def test_each_mixer_by_splits_and_steps(layer: int, dtype: torch.dtype) -> None:
         for i in range(14, 33):  # the state was left as it was by the second prefill
             y = mixer.step(x[:, i], state, at(i, i + 1), **extra)
             torch.testing.assert_close(y, whole[:, i], rtol=0, atol=atol)
-        parts = [state] if isinstance(state, torch.Tensor) else list(vars(state).values()) if layer == 3 else list(state)
+        parts = (
+            [state] if isinstance(state, torch.Tensor) else list(vars(state).values()) if layer == 3 else list(state)
+        )
         if layer in (0, 1):
             assert all(part.dtype == torch.float32 for part in parts)
 

@@ -43,7 +43,11 @@ def released_config(family: str, **changes: Any) -> dict[str, Any]:
             "mixer": {"_target_": PACKAGE + "convolution.BaseConv", "expand_proj": 4, "kernel_sizes": 3},
             "alt_mixer_layers": [1],
             "alt_mixer_2_layers": [2],
-            "alt_mixer_2": {"_target_": PACKAGE + "slide_attention.SlidingAttention", "window_size": 10, "num_heads": 4},
+            "alt_mixer_2": {
+                "_target_": PACKAGE + "slide_attention.SlidingAttention",
+                "window_size": 10,
+                "num_heads": 4,
+            },
         }
         linear = {"feature_dim": 6, "num_heads": 4}
         if family == "jrt":
