@@ -168,7 +168,9 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         except RuntimeError:
             raise UserError(f"device={name} is no device that torch knows (cpu, cuda, cuda:1, mps)") from None
         if self._device.type == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"device={name}, but torch {torch.__version__} sees no GPU here")
+            # lm-eval's command line says cuda:0 where the user says nothing
+            log.warning("torch %s sees no GPU: running on the CPU instead of %s", torch.__version__, name)
+            self._device = torch.device("cpu")
 
     def _default_tokenizer(self) -> str:
         """The checkpoint's own tokenizer, or the one that its family was trained with."""

@@ -92,7 +92,7 @@ def test_neighbours_do_not_matter(folders: Callable[[str], Path], family: str) -
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loglikelihood_is_the_sum_of_token_log_probabilities(folders: Callable[[str], Path], family: str) -> None:
-    """By hand, from whole-sequence logits. For JRT the context is longer than the encoder, so that it is all that is encoded."""
+    """By hand, from whole-sequence logits. JRT's context is longer than its encoder, which thus reads no continuation."""
     lm = make(folders(family), batch_size=2)
     context, continuation = text(40), text(5, seed=2)
     tokens = lm.tok_encode(context + continuation)
@@ -260,7 +260,7 @@ def test_empty_contexts_and_continuations(folders: Callable[[str], Path]) -> Non
 
 
 def test_arguments_as_text(folders: Callable[[str], Path]) -> None:
-    given = f"pretrained={folders('jrt')},max_length=512,dtype=bfloat16,short_prompt=iterate,add_bos_token=False,backend=torch"
+    given = f"pretrained={folders('jrt')},max_length=512,dtype=bfloat16,short_prompt=iterate,add_bos_token=False"
     lm = JRTLM.create_from_arg_string(given, {"batch_size": "auto:4", "max_batch_size": None, "device": "cpu"}
                                       | {"tokenizer": byte_tokenizer()})  # fmt: skip
     assert (lm.max_length, lm.model.dtype, lm.short_prompt, lm.batch_size) == (512, torch.bfloat16, "iterate", "auto")

@@ -206,8 +206,13 @@ def test_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, error: str) -
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     message = refused("hazyresearch/nowhere", revision="v9")
     assert "hazyresearch/nowhere" in message
-    assert {"RepositoryNotFoundError": "no such repository", "LocalEntryNotFoundError": "cannot be reached",
-            "RevisionNotFoundError": "no revision 'v9'", "OSError": "Network is unreachable"}[error] in message  # fmt: skip
+    says = {
+        "RepositoryNotFoundError": "no such repository",
+        "LocalEntryNotFoundError": "cannot be reached",
+        "RevisionNotFoundError": "no revision 'v9'",
+        "OSError": "Network is unreachable",
+    }
+    assert says[error] in message
 
 
 def test_dtype_that_is_not_known(checkpoint: Checkpoint) -> None:
@@ -217,7 +222,7 @@ def test_dtype_that_is_not_known(checkpoint: Checkpoint) -> None:
 def test_tokenizer_larger_than_the_vocabulary(checkpoint: Checkpoint) -> None:
     folder = checkpoint("based")  # 251 words, 256 rows
     JRTLM(str(folder), tokenizer=byte_tokenizer(256), device="cpu")
-    with pytest.raises(UserError, match="256 rows in its vocabulary, the tokenizer .* 257 tokens"):
+    with pytest.raises(UserError, match=r"256 rows in its vocabulary, the tokenizer .* 257 tokens"):
         JRTLM(str(folder), tokenizer=byte_tokenizer(257), device="cpu")
 
 

@@ -93,8 +93,8 @@ def mamba_layout(folder: Path, version: int) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     state = {k.replace("backbone.embeddings.", "backbone.embedding."): v for k, v in model.state_dict().items()}
     torch.save(state, folder / "pytorch_model.bin")
-    config = {"d_model": 32, "n_layer": 2, "vocab_size": 251, "ssm_cfg": ssm, "rms_norm": True, "residual_in_fp32": True,
-              "fused_add_norm": True, "pad_vocab_size_multiple": 8}  # fmt: skip
+    config = {"d_model": 32, "n_layer": 2, "vocab_size": 251, "ssm_cfg": ssm, "rms_norm": True,
+              "residual_in_fp32": True, "fused_add_norm": True, "pad_vocab_size_multiple": 8}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     return model.eval()
 
