@@ -92,7 +92,7 @@ def test_neighbours_do_not_matter(folders: Callable[[str], Path], family: str) -
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loglikelihood_is_the_sum_of_token_log_probabilities(folders: Callable[[str], Path], family: str) -> None:
-    """By hand, from whole-sequence logits. JRT's context is longer than its encoder, which thus reads no continuation."""
+    """By hand, from whole-sequence logits; JRT's context is longer than its encoder."""
     lm = make(folders(family), batch_size=2)
     context, continuation = text(40), text(5, seed=2)
     tokens = lm.tok_encode(context + continuation)
