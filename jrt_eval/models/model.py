@@ -230,6 +230,7 @@ class JRTModel(nn.Module):
         ln_f: Any = self.transformer.ln_f
         return ln_f(r), ModelState(states, seen.clone())
 
+    @torch.no_grad()
     def step(self, tokens: Tensor, state: ModelState) -> Tensor:
         """Logits (batch, padded vocabulary) after one more token per row, tokens (batch,); `state` is updated in
         place.
@@ -262,6 +263,7 @@ class JRTModel(nn.Module):
 
     # --- prompts
 
+    @torch.no_grad()
     def prefill(self, prompts: list[list[int]], *, short_prompt: str = "left_pad") -> tuple[Tensor, ModelState]:
         """Read prompts of any lengths: logits after each one's last token (batch, padded vocabulary), and the state."""
         x, state, last = self._read(prompts, short_prompt)
