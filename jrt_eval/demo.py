@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import click
 
@@ -100,7 +101,8 @@ def show(runs: Path) -> None:
         .pivot_table(index=["model", "dataset"], columns="variant", values=["value", "stderr", "n"])
     )
     click.echo(f"\n{'model':<16}{'documents':<14}{'n':>5}{'once':>14}{'twice':>14}{'gain':>8}")
-    for (model, dataset), row in wide.iterrows():  # type: ignore[misc]
+    for key, row in wide.iterrows():
+        model, dataset = cast("tuple[str, str]", key)
         once, twice = 100 * row["value", "once"], 100 * row["value", "twice"]
         errors = 100 * row["stderr", "once"], 100 * row["stderr", "twice"]
         cells = f"{once:6.1f} ± {errors[0]:4.1f}", f"{twice:6.1f} ± {errors[1]:4.1f}"
