@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from typing import Any
 from jrt_eval.errors import UserError, nearest
 from jrt_eval.prompts import clean
 from jrt_eval.prompts.tokenization import Tokenizer
-from jrt_eval.prompts.windows import Budget, Source, Window, cut, find, unfit
+from jrt_eval.prompts.windows import Budget, Source, Window, cut, find
 
 STYLE_FIELDS: dict[str, tuple[str, ...]] = {
     "plain": (),
@@ -48,7 +48,8 @@ class DocumentSpec:
     text: the field that holds the document, which is windowed. answers: the field with the answer or the list of them.
     question, cue (style plain): what a twice prompt opens with, and what every prompt ends with; a field's name or a
     Jinja template over the row. cue: the question, unless given. style, variant: see `jrt_eval.prompts.clean`.
-    anchors: fields whose first match centres the window (of a list: its first); the answers, unless given. [] : the head.
+    anchors: fields whose first match centres the window (of a list: its first); the answers, unless given. []: the
+    head. alternatives, tok_pos: the fields that say where else an answer may stand.
     identity: fields that name the document. keep: more fields to keep for the prompt template or the sample files.
     """
 
@@ -149,7 +150,9 @@ def load_rows(
             if path.is_file():
                 return _read(path)
     if data_dir:
-        raise UserError(f"no {split}.jsonl or {split}.parquet in {looked[0]}: data_dir must hold {folder}/{split}.jsonl")
+        raise UserError(
+            f"no {split}.jsonl or {split}.parquet in {looked[0]}: data_dir must hold {folder}/{split}.jsonl"
+        )
     return _hub(dataset, name, split, {**kwargs, **({"revision": revision} if revision else {})})
 
 
@@ -172,7 +175,7 @@ def _read(path: Path) -> Rows:
     else:
         rows, numbers = _read_jsonl(path)
     if not rows:
-        raise UserError(f"{path} is empty: it must hold a document per line" if numbers == [] else str(path))
+        raise UserError(f"{path} is empty: it must hold a row per document")
     return Rows(str(path), rows, key, "line" if numbers else "row", numbers)
 
 
@@ -216,7 +219,7 @@ def _hub(dataset: str, name: str | None, split: str, kwargs: dict[str, Any]) -> 
     except Exception as error:  # `datasets` raises what its many backends raise
         raise UserError(
             f"cannot load data set {dataset!r} (split {split}) from the hub: {_first_line(error)}; offline, give "
-            f'--metadata data_dir=FOLDER with {dataset.rsplit("/", 1)[-1]}/{split}.jsonl; another id: '
+            f"--metadata data_dir=FOLDER with {dataset.rsplit('/', 1)[-1]}/{split}.jsonl; another id: "
             f'--metadata \'{{"dataset": {{"{dataset}": "OTHER_ID"}}}}\''
         ) from error
     rows = list(loaded)
@@ -241,9 +244,9 @@ def check(rows: Rows, spec: DocumentSpec) -> None:
     for index, row in enumerate(rows.rows):
         for name in required:
             if name not in row:
-                have = ", ".join(map(str, row))
                 raise UserError(
-                    f"{rows.place(index)}: field {name!r} is missing: this task needs {', '.join(required)}, the row has {have}"
+                    f"{rows.place(index)}: field {name!r} is missing: this task needs {', '.join(required)}, "
+                    f"the row has {', '.join(map(str, row))}"
                 )
             value = row[name]
             if value is None:

@@ -1,7 +1,7 @@
-"""The lm-eval task class behind our YAML files: stock `ConfigurableTask`, with our documents and a look at every prompt.
+"""The lm-eval task class behind our YAML files: `ConfigurableTask`, with our documents and a look at every prompt.
 
-A YAML that includes our template has `class: !function jrt_eval.prompts.task.ReadTwiceTask` and one key that stock tasks
-have not, `document:` (`jrt_eval.prompts.documents.DocumentSpec`). All else is lm-eval's: doc_to_text, metric_list, ...
+A YAML that includes our template has `class: !function jrt_eval.prompts.task.ReadTwiceTask` and one key that stock
+tasks have not, `document:` (`jrt_eval.prompts.documents.DocumentSpec`). All else is lm-eval's: doc_to_text, ...
 
 What a run did to the documents stands in lm-eval's results files, under `configs.<task>.metadata.jrt`:
 
@@ -68,7 +68,9 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
         config, metadata = self.config, self.config.metadata
         split = config.test_split or config.validation_split or "validation"
         if not config.dataset_path:
-            raise UserError(f"task {config.task}: dataset_path is missing: give a hub id, or a folder's name under data_dir")
+            raise UserError(
+                f"task {config.task}: dataset_path is missing: give a hub id, or a folder's name under data_dir"
+            )
         try:
             budget = Budget.of(
                 metadata.get("context_length", CONTEXT_LENGTH), metadata.get("answer_length", ANSWER_LENGTH)
@@ -141,7 +143,7 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
                            report.without_answer, report.documents)  # fmt: skip
 
     def build_all_requests(self, *args: Any, **kwargs: Any) -> None:
-        """lm-eval's, then count the prompts that are longer than the model reads, few-shot and chat templates included."""
+        """lm-eval's, then count the prompts that are too long for the model, with their examples and chat template."""
         super().build_all_requests(*args, **kwargs)
         record = self.config.metadata["jrt"]
         record["prompts"] = len(self._instances)
@@ -164,8 +166,8 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
             lost = "its question first" if self.spec.variant == "twice" else "the document's head first"
             lost = "its examples first" if self.config.num_fewshot else lost
             logger.warning(
-                "%s: %d of %d prompts are longer than %d tokens (the model's %d less %d new ones): lm-eval cuts them from the "
-                "left, and each loses up to %d tokens, %s. Lower context_length, or raise max_length.",
+                "%s: %d of %d prompts are longer than %d tokens (the model's %d less %d new ones): lm-eval cuts them "
+                "from the left, and each loses up to %d tokens, %s. Lower context_length, or raise max_length.",
                 self.config.task, len(over), len(lengths), limit, limit + self._new_tokens(), self._new_tokens(),
                 max(over), lost,
             )  # fmt: skip
@@ -204,12 +206,12 @@ def _missing_metadata(metadata: Any) -> dict[str, Any]:
         return {}
     from lm_eval.tasks import TaskManager
 
-    frame = sys._getframe(1)
+    frame: Any = sys._getframe(1)
     while frame is not None:
         manager = frame.f_locals.get("self")
         if isinstance(manager, TaskManager):
             return dict(manager.metadata or {})
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return {}
 
 

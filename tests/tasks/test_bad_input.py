@@ -28,12 +28,18 @@ def without(row: dict[str, Any], field: str) -> dict[str, Any]:
         pytest.param("drop", [DROP, without(DROP, "answers")], ["line 2", "'answers' is missing"], id="field missing"),
         pytest.param("drop", [{**DROP, "question": None}], ["line 1", "'question' is null"], id="null"),
         pytest.param("fda", [FDA, FDA, {**FDA, "value": 12}], ["line 3", "'value'", "number"], id="answer a number"),
-        pytest.param("drop", [{**DROP, "answers": ["a", 2]}], ["line 1", "'answers', entry 1", "number"], id="answer in list"),
+        pytest.param(
+            "drop", [{**DROP, "answers": ["a", 2]}], ["line 1", "'answers', entry 1", "number"], id="answer in list"
+        ),
         pytest.param("drop", [{**DROP, "answers": {"a": 1}}], ["'answers'", "object"], id="answers an object"),
-        pytest.param("drop", [DROP, "", '{"context": "x"'], ["line 3", "malformed JSON"], id="malformed after a blank line"),
+        pytest.param(
+            "drop", [DROP, "", '{"context": "x"'], ["line 3", "malformed JSON"], id="malformed after a blank line"
+        ),
         pytest.param("drop", [DROP, "[1]"], ["line 2", "object is needed", "list"], id="no object"),
         pytest.param("drop", [], ["empty"], id="empty file"),
-        pytest.param("drop", [FDA], ["line 1", "'context' is missing", "needs context", "the row has doc_id"], id="schema"),
+        pytest.param(
+            "drop", [FDA], ["line 1", "'context' is missing", "needs context", "the row has doc_id"], id="schema"
+        ),
         pytest.param("nq_1024", [{**NQ, "tok_pos": "far"}], ["line 1", "'tok_pos'"], id="tok_pos a string"),
         pytest.param("nq_1024", [{**NQ, "alt_answers": [None]}], ["'alt_answers', entry 0", "null"], id="alt_answers"),
         pytest.param("nq_1024", [{**NQ, "answers": ["x"]}], ["all 1 documents dropped"], id="nothing left"),
@@ -130,7 +136,9 @@ def test_document_in_yaml(
     from jrt_eval.plugin import task_folder
 
     include = task_folder() / "template" / "read_once_yaml"
-    (tmp_path / "mine.yaml").write_text(f"include: {include}\ntask: mine\ndataset_path: based_drop\ndocument: {document}\n")
+    (tmp_path / "mine.yaml").write_text(
+        f"include: {include}\ntask: mine\ndataset_path: based_drop\ndocument: {document}\n"
+    )
     with pytest.raises(UserError) as error:
         load("mine", include=tmp_path, data_dir=write("based_drop", [DROP]), context_length=None)
     assert said in str(error.value)

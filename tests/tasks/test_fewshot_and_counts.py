@@ -128,6 +128,8 @@ def test_columns_for_analysis(write: Callable[..., str], load: Callable[..., Any
     assert found["jrt_answer_position"] == len(ids[1])
     assert absent["jrt_answer_position"] is None
     assert absent["jrt_answer_depth"] is None
-    assert found["jrt_answer_depth"] == pytest.approx(found["jrt_passage"].index("Rosebud") / len(found["jrt_passage"]), abs=1e-4)
+    assert found["jrt_answer_depth"] == pytest.approx(
+        found["jrt_passage"].index("Rosebud") / len(found["jrt_passage"]), abs=1e-4
+    )
     head = load("jrt_drop", data_dir=str(shared / "data" / "hub"), tokenizer=gpt2)
     assert {doc["jrt_answer_position"] for doc in head.eval_docs} == {None}
