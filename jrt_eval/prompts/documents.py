@@ -99,6 +99,8 @@ class DocumentSpec:
     def required(self) -> dict[str, None]:
         """The fields that a row must have as strings, in order; `answers` may be a list of strings."""
         names = [self.text, *STYLE_FIELDS[self.style], *self.anchors, self.answers, *self.keep]
+        if self.style == "plain":  # "ask" is a field, "{{ask}}" and "Answer:" are templates
+            names += [name for name in (self.question, self.cue) if name and name.isidentifier()]
         return dict.fromkeys(names)
 
 
@@ -253,21 +255,32 @@ def check(rows: Rows, spec: DocumentSpec) -> None:
                 raise UserError(f"{rows.place(index)}: field {name!r} is null")
             if name == spec.answers or name in spec.anchors:
                 _check_strings(rows.place(index), name, value)
-            elif not isinstance(value, str) and name not in spec.keep:
+            elif isinstance(value, str):
+                _check_unicode(rows.place(index), name, value)
+            elif name not in spec.keep:
                 raise UserError(f"{rows.place(index)}: field {name!r} must be a string, this is a {_kind(value)}")
         if (others := row.get(spec.alternatives)) is not None:
             _check_strings(rows.place(index), spec.alternatives, others)
         _tok_pos(rows.place(index), spec, row)
 
 
+def _check_unicode(place: str, name: str, value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{place}: field {name!r} has half a surrogate pair at character {error.start}") from None
+
+
 def _check_strings(place: str, name: str, value: Any) -> None:
     if isinstance(value, str):
+        _check_unicode(place, name, value)
         return
     if not isinstance(value, (list, tuple)):
         raise UserError(f"{place}: field {name!r} must be a string or a list of strings, this is a {_kind(value)}")
     for index, item in enumerate(value):
         if not isinstance(item, str):
             raise UserError(f"{place}: field {name!r}, entry {index}, must be a string, this is a {_kind(item)}")
+        _check_unicode(place, name, item)
 
 
 def _tok_pos(place: str, spec: DocumentSpec, row: Mapping[str, Any]) -> int | None:
@@ -349,7 +362,8 @@ def prepare(
             document[spec.text] = window.text
         answers = _strings(row[spec.answers])
         mute += not answers
-        parts = clean.parts(spec.style, spec.variant, {**document, **_rendered(spec, row)}, spec.text)
+        rendered = _rendered(rows.place(index), spec, row)
+        parts = clean.parts(spec.style, spec.variant, {**document, **rendered}, spec.text)
         documents.append(
             {
                 **document,
@@ -368,31 +382,34 @@ def prepare(
     return documents, Report(len(rows.rows), dropped, mute)
 
 
-def _rendered(spec: DocumentSpec, row: Mapping[str, Any]) -> dict[str, str]:
+def _rendered(place: str, spec: DocumentSpec, row: Mapping[str, Any]) -> dict[str, str]:
     """Question and cue of a `plain` document: fields of the row, or templates over it, as lm-eval resolves them."""
     if spec.style != "plain" or spec.question is None:
         return {}
     return {
-        "jrt_question": _field_or_template(spec.question, row),
-        "jrt_cue": _field_or_template(spec.cue if spec.cue is not None else spec.question, row),
+        "jrt_question": _field_or_template(place, "question", spec.question, row),
+        "jrt_cue": _field_or_template(place, "cue", spec.cue if spec.cue is not None else spec.question, row),
     }
 
 
-def _field_or_template(name: str, row: Mapping[str, Any]) -> str:
+def _field_or_template(place: str, part: str, name: str, row: Mapping[str, Any]) -> str:
     if name in row:
         if not isinstance(row[name], str):
-            raise UserError(f"field {name!r} must be a string, this is a {_kind(row[name])}")
+            raise UserError(f"{place}: field {name!r} must be a string, this is a {_kind(row[name])}")
         return str(row[name])
+    from jinja2 import TemplateError
     from lm_eval.utils import apply_template
 
-    return str(apply_template(name, dict(row)))
+    try:
+        return str(apply_template(name, dict(row)))
+    except TemplateError as error:
+        raise UserError(f"{place}: the template of {part!r}, {name!r}, fails: {_first_line(error)}") from None
 
 
 def _identity(spec: DocumentSpec, row: Mapping[str, Any]) -> list[str]:
-    """Short names of a row's document: its identifiers, and how its text (and squad's paragraph) begins."""
+    """Short names of a row's document: its identifiers, and how its text begins."""
     named = [(name, str(row[name])) for name in spec.identity if row.get(name) is not None]
-    texts = [spec.text, *(["context"] if spec.style == "squad" else [])]
-    named += [("text", row[name].strip()[:200]) for name in texts]
+    named.append(("text", row[spec.text].strip()[:200]))  # a cloze at its end differs from row to row
     return [hashlib.blake2b(f"{name}\0{value}".encode(), digest_size=6).hexdigest() for name, value in named]
 
 

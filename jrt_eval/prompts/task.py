@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import datasets
+import pyarrow
 from lm_eval.api.task import ConfigurableTask
 from tqdm import tqdm
 
@@ -59,6 +60,8 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
         config["metadata"]["document"] = {
             key: list(value) if isinstance(value, tuple) else value for key, value in vars(self.spec).items()
         }
+        # One split is read, and examples are rows of it.
+        config["test_split"] = config["fewshot_split"] = config.get("test_split") or "validation"
         self._tokenizer: tokenization.Tokenizer | None = None
         self._truncated: frozenset[int] | None = None
         super().__init__(data_dir, cache_dir, download_mode, config)
@@ -66,7 +69,7 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Load, check, window and clean the documents. Raises `UserError`."""
         config, metadata = self.config, self.config.metadata
-        split = config.test_split or config.validation_split or "validation"
+        split = config.test_split
         if not config.dataset_path:
             raise UserError(
                 f"task {config.task}: dataset_path is missing: give a hub id, or a folder's name under data_dir"
@@ -101,7 +104,10 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
         self._report(rows, report, budget)
         if not documents:
             raise UserError(f"{rows.origin}: all {report.documents} documents dropped: {docs.TOO_SHORT}")
-        self.dataset = {split: datasets.Dataset.from_list(documents)}
+        try:
+            self.dataset = {split: datasets.Dataset.from_list(documents)}
+        except (pyarrow.ArrowException, TypeError) as error:
+            raise UserError(f"{rows.origin}: a field to keep changes its type from row to row: {error}") from None
 
     def _resolve_tokenizer(self, needed: bool) -> tokenization.Tokenizer | None:
         try:

@@ -2,8 +2,8 @@
 
 `tokenizers` encodes a few hundred thousand tokens a second, so windowing thousands of book-length documents would take
 minutes. Byte-level BPE never merges across the boundary before a single blank that stands between a printing character
-and an ASCII letter, so text may be encoded there piece by piece, and a piece met before needs no second encoding: the ids
-are the same, several times sooner. Whether a tokenizer is of that kind is read off its parts and then tried on text;
+and an ASCII letter, so text may be encoded there piece by piece, and a piece met before needs no second encoding: the
+ids are the same, several times sooner. Whether a tokenizer is of that kind is read off its parts and then tried on text;
 any other is asked to encode whole documents.
 """
 

@@ -52,6 +52,8 @@ class Budget:
 def _whole_number(name: str, value: Any) -> int:
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d+\s*", value):
         value = int(value)
+    if isinstance(value, float) and value.is_integer():  # lm_eval reads key=-3 on the command line as -3.0
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise UserError(f"{name} is {value!r}: it must be a whole number of tokens")
     return value

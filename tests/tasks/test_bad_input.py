@@ -42,6 +42,13 @@ def without(row: dict[str, Any], field: str) -> dict[str, Any]:
         ),
         pytest.param("nq_1024", [{**NQ, "tok_pos": "far"}], ["line 1", "'tok_pos'"], id="tok_pos a string"),
         pytest.param("nq_1024", [{**NQ, "alt_answers": [None]}], ["'alt_answers', entry 0", "null"], id="alt_answers"),
+        pytest.param(
+            "drop",
+            ['{"context": "\\ud800", "question": "", "orig_question": "", "answers": []}'],
+            ["line 1", "'context' has half a surrogate pair"],
+            id="half a character",
+        ),
+        pytest.param("drop", [{**DROP, "doc_id": 1}, {**DROP, "doc_id": "b"}], ["changes its type"], id="mixed types"),
         pytest.param("nq_1024", [{**NQ, "answers": ["x"]}], ["all 1 documents dropped"], id="nothing left"),
     ],
 )
@@ -63,6 +70,7 @@ def test_rows(
     ("metadata", "said"),
     [
         ({"context_length": -5}, "context_length is -5"),
+        ({"context_length": -3.0}, "context_length is -3:"),
         ({"context_length": 50}, "more than answer_length (50)"),
         ({"context_length": 10.5}, "context_length is 10.5"),
         ({"context_length": "long"}, "whole number"),
@@ -126,6 +134,9 @@ def test_hub_without_network(load: Callable[..., Any], monkeypatch: pytest.Monke
         ("{text: context, answer: answers}", "unknown key 'answer' (did you mean 'answers'?)"),
         ("{answers: answers, question: question}", "'text' is missing"),
         ("{text: context, answers: answers}", "'question' is missing"),
+        ("{text: context, answers: answers, question: quesion}", "field 'quesion' is missing"),
+        ("{text: context, answers: answers, question: '{{quesion}}?'}", "line 1: the template of 'question'"),
+        ("{text: context, answers: answers, question: '{{question'}", "line 1: the template of 'question'"),
         ("{text: 3, answers: answers, question: question}", "text holds 3"),
         ("context", "must map text"),
     ],
@@ -142,7 +153,7 @@ def test_document_in_yaml(
     with pytest.raises(UserError) as error:
         load("mine", include=tmp_path, data_dir=write("based_drop", [DROP]), context_length=None)
     assert said in str(error.value)
-    assert "task mine" in str(error.value)
+    assert "task mine" in str(error.value) or "validation.jsonl, line 1" in str(error.value)
 
 
 def test_lm_eval_prints_one_line(write: Callable[..., str]) -> None:

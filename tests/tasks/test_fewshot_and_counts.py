@@ -18,7 +18,9 @@ def nq(number: int, context: str, answer: str, **more: Any) -> dict[str, Any]:
             "answers": [answer], "tok_pos": 0, **more}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["jrt_swde", "jrt_fda_twice", "jrt_drop", "jrt_sample", "jrt_sample_twice"])
+@pytest.mark.parametrize(
+    "name", ["jrt_swde", "jrt_fda_twice", "jrt_squad", "jrt_drop", "jrt_nq_1024", "jrt_sample", "jrt_sample_twice"]
+)
 def test_examples_come_from_other_documents(name: str, shared: Path, load: Callable[..., Any]) -> None:
     task = load(name, data_dir=str(shared / "data" / "hub"), context_length=None)
     task.set_config("num_fewshot", 2)
