@@ -15,6 +15,11 @@ COMMANDS = {
     "doctor": ("jrt_eval.doctor:doctor", "Say what is live here, and why the rest is not."),
     "sweep": ("jrt_eval.sweep.cli:sweep", "Run models x tasks x settings through lm_eval, resumable."),
     "collect": ("jrt_eval.results.commands:collect", "Collect lm-eval output into data frames (parquet, CSV)."),
+    "compare": (
+        "jrt_eval.results.commands:compare",
+        "Once against twice, or model against model, on the same documents.",
+    ),
+    "report": ("jrt_eval.results.commands:report", "One HTML page: tables, plots and a browser of documents."),
 }
 
 
