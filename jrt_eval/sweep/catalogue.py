@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,28 +39,26 @@ class Catalogue:
         # are read when a name is in neither.
         self._index = _index([str(task_folder()), *self._folders], include_defaults=False)
         self._complete = False
-        self._digests: dict[Path, str] = {}
 
     def expand(self, names: Iterable[str], where: str) -> list[str]:
         """The single tasks that `names` (tasks, groups, tags) stand for, in order, each once."""
         return list(dict.fromkeys(task for name in names for task in self._leaves(name, where, ())))
 
     def digest(self, task: str) -> str:
-        """A hash of the files that a task is made of: the YAML and Python files in its folder.
+        """A hash of what a task is made of: its YAML, what that includes, the Python files beside it.
 
         Whoever edits a task gets new results, without having to remember its version.
         """
+        digest = hashlib.sha256()
         path = self._yaml(task)
-        if path is None:
-            return ""
-        folder = path.parent
-        if folder not in self._digests:
-            digest = hashlib.sha256()
-            for file in sorted([*folder.glob("*.y*ml"), *folder.glob("*.py"), *folder.glob("_*")]):
-                if file.is_file():
-                    digest.update(file.name.encode() + b"\0" + file.read_bytes())
-            self._digests[folder] = digest.hexdigest()[:16]
-        return self._digests[folder]
+        files = sorted(path.parent.glob("*.py")) if path else []
+        while path is not None and path.is_file() and path not in files:
+            files.append(path)
+            include = re.search(r"^include:[ ]*[\"']?([^\s\"'#]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+            path = (path.parent / include[1]).resolve() if include else None
+        for file in files:
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        return digest.hexdigest()[:16]
 
     def _yaml(self, task: str) -> Path | None:
         entry = self._index[task]

@@ -19,7 +19,7 @@ from jrt_eval.errors import UserError, nearest
 from jrt_eval.sweep.catalogue import Catalogue, check_model_types
 from jrt_eval.sweep.job import LM_EVAL, end_orphans, status_of
 from jrt_eval.sweep.local import LocalEngine
-from jrt_eval.sweep.plan import Job, make_plan, model_commit
+from jrt_eval.sweep.plan import Job, make_plan, model_commit, slug
 from jrt_eval.sweep.spec import Sweep
 from jrt_eval.sweep.store import Folder, read_json, write
 from jrt_eval.sweep.watch import Board, snapshot, summary
@@ -45,11 +45,11 @@ class Engine(Protocol):
     ) -> dict[str, str]: ...
 
 
-def plan(sweep: Sweep) -> list[Job]:
+def plan(sweep: Sweep, folder: Path) -> list[Job]:
     """Check what can be known before anything is loaded, and lay out the jobs."""
     source = Path(sweep.source).name
     check_model_types((model.type, f"model {model.name!r} of {source}") for model in sweep.models)
-    jobs = make_plan(sweep, Catalogue(sweep.include_path))
+    jobs = make_plan(sweep, Catalogue(sweep.include_path), folder)
     if not jobs:
         raise UserError(f"{source} makes no jobs: no setting has both models and tasks")
     _check_checkpoints(sweep)
@@ -69,8 +69,8 @@ def run_sweep(
     `command` starts lm_eval; it is an argument for whoever must wrap it (a container, a profiler).
     """
     engine = engine or LocalEngine()
-    jobs = plan(sweep)
     place = Folder(folder)
+    jobs = plan(sweep, place.path)
     with place.lock(), _terminate_as_interrupt():
         missing = find_missing(place, sweep, jobs, resume=resume)
         if missing:
@@ -117,6 +117,12 @@ def prepare(place: Folder, sweep: Sweep, jobs: Sequence[Job], missing: Sequence[
         (place.job(job) / "status.json").unlink(missing_ok=True)
         if not resume:
             shutil.rmtree(place.job(job), ignore_errors=True)
+    wanted = {job.model for job in missing}
+    for model in sweep.models:
+        if model.random and model.name in wanted:
+            from jrt_eval.sweep.random_models import make
+
+            make(model.random, place.path / "models" / slug(model.name))
     planned = {unit.key for job in jobs for unit in job.units}
     others = [path.name for path in place.results.iterdir() if path.is_dir() and path.name not in planned]
     if others:
@@ -160,8 +166,8 @@ def report(place: Folder, sweep: Sweep, jobs: Sequence[Job], broken: dict[str, s
 
 def dry_run(sweep: Sweep, folder: Path | str) -> None:
     """List the jobs with what they would read, and what is there already; nothing is written."""
-    jobs = plan(sweep)
     place = Folder(folder)
+    jobs = plan(sweep, place.path)
     width = max(len(job.id) for job in jobs)
     tokens = missing_tokens = 0
     print(f"{'job':<{width}}  results  there  prompts  tokens (estimated)  resources")
