@@ -28,7 +28,7 @@ def check_model_types(types: Iterable[tuple[str, str]]) -> None:
 
 
 class Catalogue:
-    """lm-eval's index of tasks, ours and the `include_path`'s among them; the same for lm-eval 0.4.10 to 0.4.13."""
+    """lm-eval's index of tasks, ours and the `include_path`'s among them."""
 
     def __init__(self, include_path: Iterable[str] = ()) -> None:
         self._folders = list(include_path)
@@ -61,9 +61,8 @@ class Catalogue:
         return digest.hexdigest()[:16]
 
     def _yaml(self, task: str) -> Path | None:
-        entry = self._index[task]
-        path = entry.get("yaml_path") if isinstance(entry, dict) else entry.yaml_path
-        return Path(path) if path and path != -1 else None
+        path = self._index[task].yaml_path
+        return Path(path) if path else None
 
     def _leaves(self, name: str, where: str, above: tuple[str, ...]) -> Iterator[str]:
         if name not in self._index and not self._complete:
@@ -75,12 +74,11 @@ class Catalogue:
             hint = nearest(name, ours) or nearest(name, known)
             raise UserError(f"unknown task {name!r} in {where}{hint}; `lm_eval ls tasks` lists them")
         entry = self._index[name]
-        kind = entry["type"] if isinstance(entry, dict) else entry.kind.name.lower()
-        if kind == "tag":
-            members: Any = entry["task"] if isinstance(entry, dict) else entry.tags
-            for member in sorted(members):
+        kind = entry.kind.name
+        if kind == "TAG":
+            for member in sorted(entry.tags):
                 yield from self._leaves(member, where, (*above, name))
-        elif kind == "group":
+        elif kind == "GROUP":
             for member in self._members(name):
                 if not isinstance(member, str) or member in above:
                     # A task that the group defines or changes in place has no name of its own outside it.
@@ -93,18 +91,7 @@ class Catalogue:
             yield name
 
     def _members(self, group: str) -> list[Any]:
-        entry = self._index[group]
-        config = None if isinstance(entry, dict) else entry.cfg
-        if not config or not isinstance(config.get("task"), list):
-            import yaml
-
-            class Loader(yaml.SafeLoader):
-                """Reads `!function ...` as its text: nothing is imported here."""
-
-            Loader.add_constructor("!function", lambda loader, node: node.value)
-            path = self._yaml(group)
-            config = yaml.load(path.read_text(encoding="utf-8"), Loader) if path else {}
-        members = config.get("task") or []
+        members = (self._index[group].cfg or {}).get("task") or []
         return [
             member["task"] if isinstance(member, dict) and set(member) == {"task"} else member
             for member in ([members] if isinstance(members, str) else members)

@@ -103,7 +103,7 @@ class JobRun:
             end_orphans(self._folder.path, self.job.id)
             self._log.unlink(missing_ok=True)
         self._attempt += 1
-        self._out = self._home / f"out-{self._attempt}"
+        self._out = self._home / f".out-{self._attempt}"
         shutil.rmtree(self._out, ignore_errors=True)
         config = self._home / f"attempt-{self._attempt}.yaml"
         settings = {
@@ -228,7 +228,7 @@ class JobRun:
 
     def _save(self, state: str, **more: Any) -> None:
         self._status |= {"state": state, "updated": time.time(), **more}
-        write(self._home / "status.json", json.dumps(self._status, indent=2))
+        write(self._home / ".status.json", json.dumps(self._status, indent=2))
 
 
 def end_group(group: int) -> None:
@@ -259,7 +259,7 @@ def end_orphans(folder: Path, job: str | None = None) -> int:
 
 def status_of(folder: Folder, job: Job) -> dict[str, Any]:
     """What the job last said of itself."""
-    return read_json(folder.job(job) / "status.json") or {"state": "waiting"}
+    return read_json(folder.job(job) / ".status.json") or {"state": "waiting"}
 
 
 def _smaller(batch: int | str) -> int | None:

@@ -76,7 +76,7 @@ class Job:
 
 
 def make_plan(sweep: Sweep, catalogue: Catalogue, folder: Path) -> list[Job]:
-    """All jobs of a sweep, in the file's order, whether done or not. Random models will stand in `folder`/models."""
+    """All jobs of a sweep, in the file's order, whether done or not. Random models will stand in `folder`/.models."""
     versions = installed_versions()
     jobs = []
     for setting in sweep.settings:
@@ -146,7 +146,7 @@ def _job(
     versions: dict[str, str],
     folder: Path,
 ) -> Job:
-    made = {"pretrained": str(folder / "models" / slug(model.name))} if model.random else {}
+    made = {"pretrained": str(folder / ".models" / slug(model.name))} if model.random else {}
     device = setting.device or ("cuda:0" if setting.resources.gpus else "cpu")
     config: dict[str, Any] = {
         "model": model.type,

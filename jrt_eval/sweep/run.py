@@ -114,7 +114,7 @@ def prepare(place: Folder, sweep: Sweep, jobs: Sequence[Job], missing: Sequence[
             if (place.results / unit.key).exists():
                 why = "made by other settings or versions" if resume else "--no-resume"
                 place.set_aside(unit.key, why)
-        (place.job(job) / "status.json").unlink(missing_ok=True)
+        (place.job(job) / ".status.json").unlink(missing_ok=True)
         if not resume:
             shutil.rmtree(place.job(job), ignore_errors=True)
     wanted = {job.model for job in missing}
@@ -122,9 +122,9 @@ def prepare(place: Folder, sweep: Sweep, jobs: Sequence[Job], missing: Sequence[
         if model.random and model.name in wanted:
             from jrt_eval.sweep.random_models import make
 
-            make(model.random, place.path / "models" / slug(model.name))
+            make(model.random, place.path / ".models" / slug(model.name))
     planned = {unit.key for job in jobs for unit in job.units}
-    others = [path.name for path in place.results.iterdir() if path.is_dir() and path.name not in planned]
+    others = [path.name for path in place.results.iterdir() if path.name not in planned and path.name[0] != "."]
     if others:
         print(f"{len(others)} results here are of an earlier form of this sweep file, e.g. {others[0]}; they stay")
     write(place.path / "sweep.yaml", yaml.safe_dump(sweep.raw, sort_keys=False, allow_unicode=True))
@@ -193,7 +193,7 @@ def load_plan(folder: Path | str) -> tuple[Folder, dict[str, Any], list[Job]]:
     place = Folder(folder)
     found = read_json(place.plan)
     if found is None:
-        raise UserError(f"{folder} holds no sweep: no plan.json in it")
+        raise UserError(f"{folder} holds no sweep: no .plan.json in it")
     return place, found, [Job.from_dict(job) for job in found["jobs"]]
 
 

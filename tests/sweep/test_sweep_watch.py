@@ -44,7 +44,7 @@ def test_status_of_a_finished_sweep_and_of_no_sweep(toys: Any, tmp_path: Path) -
     assert "3 of 3 results; jobs: 1 done" in seen.output
     lost = subprocess.run([*JRT_EVAL, "status", str(tmp_path)], capture_output=True, text=True)
     assert lost.returncode == 1
-    assert lost.stderr == f"jrt-eval: error: {tmp_path} holds no sweep: no plan.json in it\n"
+    assert lost.stderr == f"jrt-eval: error: {tmp_path} holds no sweep: no .plan.json in it\n"
 
 
 def test_plain_lines_when_not_a_terminal(toys: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,8 +102,8 @@ def test_the_files_that_come_along_can_be_listed_and_named(toys: Any) -> None:
 def test_progress_is_read_from_lm_evals_own_bar(toys: Any, text: str, shown: tuple[float, float | None]) -> None:
     run_sweep(toys.sweep(tasks=["toy_a"]), toys.out, command=toys.stand_in)
     place, _, (job,) = load_plan(toys.out)
-    (place.results / "first__toy_a" / "record.json").unlink()
-    status = place.job(job) / "status.json"
+    (place.results / "first__toy_a" / ".record.json").unlink()
+    status = place.job(job) / ".status.json"
     status.write_text(status.read_text().replace('"done"', '"running"'))
     (place.job(job) / "log.txt").write_text(f"loading\n\rRunning generate_until requests: 0%|\r{text}")
     (view,) = watch.snapshot(place, [job])
