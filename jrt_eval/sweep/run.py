@@ -155,7 +155,7 @@ def report(place: Folder, sweep: Sweep, jobs: Sequence[Job], broken: dict[str, s
         print(f"  log: {place.job(job) / 'log.txt'}")
     from jrt_eval.sweep.tables import final_table
 
-    text = final_table(place, sweep.table)
+    text = final_table(place, jobs, sweep.table)
     if text:
         print(f"\n{text}")
     print(f"\n{summary(views)} ({seconds:.0f} s). Read them with: jrt-eval collect {_shown(place.path)}")

@@ -13,6 +13,7 @@ import yaml
 from jrt_eval.errors import UserError, nearest
 
 FILES = Path(__file__).parent / "files"
+TABLES = ("table1", "table2", "table4")  # the paper's forms that jrt_eval.sweep.tables knows
 RANDOM = ("gpt2", "mamba", "jrt")  # what jrt_eval.sweep.random_models can make
 
 
@@ -158,6 +159,8 @@ def parse(raw: dict[str, Any], source: Path) -> Sweep:
     for model in names:
         _unique([s.name for s in settings if s.models is None or model in s.models], f"setting of {model}", where)
 
+    if raw.get("table") not in (None, *TABLES):
+        raise UserError(f"'table' in {where} must be one of {', '.join(TABLES)}, not {raw['table']!r}")
     job = raw.get("job", "model")
     if job not in ("model", "task"):
         raise UserError(f"'job' in {where} is {job!r}; it must be 'model' (one process for all tasks) or 'task'")
