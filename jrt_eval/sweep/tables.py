@@ -74,18 +74,21 @@ def _table4(results: Results) -> Table:
 
     ours = results.scores[results.scores["metric"] == "contains"]
     rows = [
-        (str(r.model), str(r.strategy), OURS, str(r.dataset).partition("_")[0], 100 * r.value) for r in ours.itertuples()
+        (str(row["model"]), str(row["strategy"]), OURS, str(row["dataset"]).partition("_")[0], 100 * row["value"])
+        for row in ours.to_dict("records")
     ]
-    paper = pd.read_csv(published_folder() / "table4_short_prompts.csv")
+    paper = pd.read_csv(published_folder() / "table4_short_prompts.csv").to_dict("records")
     rows += [
-        (_JRT[str(r.params)], _STRATEGIES[str(r.strategy)], PAPER, str(r.task), float(r.accuracy))
-        for r in paper.itertuples()
-        if _JRT[str(r.params)] in set(ours["model"])
+        (_JRT[row["params"]], _STRATEGIES[row["strategy"]], PAPER, str(row["task"]), float(row["accuracy"]))
+        for row in paper
+        if _JRT[row["params"]] in set(ours["model"])
     ]
     labels = ["model", "strategy", "source"]
     long = pd.DataFrame(rows, columns=[*labels, "dataset", "value"])
     wide = long.pivot_table(index=labels, columns="dataset", values="value")[["fda", "swde", "nq"]].reset_index()
-    columns = [(name, name) for name in labels] + [(dataset_name(name), dataset_name(name)) for name in wide.columns[3:]]
+    columns = [(name, name) for name in labels] + [
+        (dataset_name(name), dataset_name(name)) for name in wide.columns[3:]
+    ]
     wide.columns = pd.MultiIndex.from_tuples(columns)
     return Table("contains, percent: prompts shorter than the encoder", wide, 3)
 
