@@ -61,6 +61,8 @@ class JobRun:
         self._errors: dict[str, str] = {}
         self._rounds: deque[tuple[list[Unit], int | str]] = deque([(list(self._missing), job.batch_size)])
         self._first_error: str | None = None
+        self._tail: list[str] = []  # of the attempt that failed first
+        self._log_start = 0
         self._attempt = 0
         self._child: subprocess.Popen[bytes] | None = None
         self._began = time.monotonic()
@@ -116,7 +118,7 @@ class JobRun:
         }
         write(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         with open(self._log, "ab") as log:
-            log.write(f"--- attempt {self._attempt}: {len(units)} tasks, batch size {batch}\n".encode())
+            log.write(f"\n--- attempt {self._attempt}: {len(units)} tasks, batch size {batch}\n".encode())
             log.flush()
             self._log_start = log.tell()
             launch = [sys.executable, "-m", "jrt_eval.sweep.launch", str(os.getpid())]
@@ -209,13 +211,14 @@ class JobRun:
         return record_unit(self._folder, self.job, unit, self._out, extra)
 
     def _fail(self, units: list[Unit], error: str) -> None:
+        self._tail = self._tail or last_lines(self._log, since=self._log_start)
         for unit in units:
             self._errors[unit.task] = error
 
     def _finish(self) -> None:
         if self._errors:
             error = next(iter(self._errors.values()))
-            self._save("failed", errors=self._errors, tail=last_lines(self._log), error=error)
+            self._save("failed", errors=self._errors, tail=self._tail, error=error)
         else:
             shutil.rmtree(self._home / "cache", ignore_errors=True)
             self._save("done")

@@ -155,9 +155,13 @@ def report(place: Folder, sweep: Sweep, jobs: Sequence[Job], broken: dict[str, s
         print(f"  log: {place.job(job) / 'log.txt'}")
     from jrt_eval.sweep.tables import final_table
 
-    text = final_table(place, jobs, sweep.table)
-    if text:
-        print(f"\n{text}")
+    try:
+        shown, markdown = final_table(place, jobs, sweep.table)
+        if shown:
+            print(f"\n{shown.strip()}")
+            write(place.path / "table.md", markdown)
+    except UserError as error:
+        print(f"\nno final table: {error}")
     print(f"\n{summary(views)} ({seconds:.0f} s). Read them with: jrt-eval collect {_shown(place.path)}")
     if failed:
         print(f"Run the same command again to go on with what is missing: {failed} of {len(jobs)} jobs")

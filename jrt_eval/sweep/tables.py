@@ -21,30 +21,34 @@ _STRATEGIES = {"Left-pad": "left_pad", "Read-2x": "read_twice", "Iterate": "iter
 _JRT = {"360M": "JRT-360M-30B", "1.3B": "JRT-1B-50B"}
 
 
-def final_table(place: Folder, jobs: Sequence[Job], form: str | None) -> str:
-    """The table as text for a terminal, written to table.md too; empty where nothing is finished.
+def final_table(place: Folder, jobs: Sequence[Job], form: str | None) -> tuple[str, str]:
+    """The table as text for a terminal and as Markdown; empty where nothing is finished.
 
     form: `table1`, `table2` or `table4` for the paper's, with its numbers; None takes Table 1's form for tasks that are
     read once and twice at one length, Table 2's for several lengths, and otherwise a list of scores.
     """
     if not any(place.done(unit, job.commit) for job in jobs for unit in job.units):
-        return ""
+        return "", ""
     try:
-        results = _results(place, jobs)
-        if form == "table4":
-            table = _table4(results)
-        else:
-            from jrt_eval.results.tables import length_table, prompt_table
-
-            lengths = results.scores["context_length"].nunique(dropna=False)
-            make = length_table if form == "table2" or (form is None and lengths > 1) else prompt_table
-            table = make(results, published=form is not None)
-        if form == "table2":
-            table.notes.append("NQ stands under the length of its data set; its prompts were cut at 2,000 tokens")
-        table.write(place.path / "table.md")
-        return table.terminal() if find_spec("rich") else table.markdown()
+        table = _table(_results(place, jobs), form)
     except UserError:  # no read-twice tasks in it: SuperGLUE, a user's own
-        return _scores(place, jobs)
+        text = _scores(place, jobs)
+        return text, text
+    markdown = table.markdown()
+    return table.terminal() if find_spec("rich") else markdown, markdown
+
+
+def _table(results: Results, form: str | None) -> Table:
+    from jrt_eval.results.tables import length_table, prompt_table
+
+    if form == "table4":
+        return _table4(results)
+    lengths = results.scores["context_length"].nunique(dropna=False)
+    make = length_table if form == "table2" or (form is None and lengths > 1) else prompt_table
+    table = make(results, published=form is not None)
+    if form == "table2":
+        table.notes.append("NQ stands under the length of its data set; its prompts were cut at 2,000 tokens")
+    return table
 
 
 def _results(place: Folder, jobs: Sequence[Job]) -> Results:
@@ -103,6 +107,4 @@ def _scores(place: Folder, jobs: Sequence[Job]) -> str:
                 values = {k.partition(",")[0]: v for k, v in record["score"].items() if "," in k and "_stderr" not in k}
                 shown = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
                 lines.append(f"| {unit.model} | {unit.setting} | {unit.task} | {shown} |")
-    text = "\n".join(lines)
-    (place.path / "table.md").write_text(text + "\n", encoding="utf-8")
-    return text
+    return "\n".join(lines) + "\n"

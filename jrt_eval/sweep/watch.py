@@ -154,7 +154,7 @@ class Board:
         self._last = now
         views = snapshot(self._folder, self._jobs)
         if self._live is not None:
-            self._live.update(table(views, self._title, f"{summary(views)}; {self._time_left(views)}"))
+            self._live.update(table(views, self._title, f"{summary(views)}; {self._time_left(views)}"), refresh=last)
             return
         again = now - self._quiet_since > _PLAIN_EVERY
         width = max(len(view.job) for view in views)
@@ -170,6 +170,8 @@ class Board:
 
     def _time_left(self, views: Sequence[View]) -> str:
         """From the share done since we began to look, jobs weighted by their tokens where these are known."""
+        if not any(view.state in ("running", "waiting") for view in views):
+            return "nothing left to run"
         if self._first_share is None:
             self._first_share = {view.job: view.share for view in views}
         known = all(view.tokens is not None for view in views)
