@@ -2,6 +2,7 @@
 // sizes, which jrt_eval/kernels/cpu.py has checked. The GIL is released while a kernel runs.
 #include <pybind11/pybind11.h>
 
+#include <initializer_list>
 #include <string>
 
 #include "cpu.hpp"
@@ -102,9 +103,20 @@ void linear_backward(Address q, Int qb, Int ql, Int qh, Int qd, Address k, Int k
   current->linear_grad(p);
 }
 
+// The state is written while the other tensors are read.
+void apart(Address written, Int floats, std::initializer_list<Address> others) {
+  for (const Address other : others) {
+    if (other >= written && other < written + Address(floats) * sizeof(float)) {
+      throw py::value_error("taylor_step: an input lies inside the state that the step writes; pass a clone of it");
+    }
+  }
+}
+
 void taylor_step(Address q, Int qb, Int qh, Int qd, Address k, Int kb, Int kh, Int kd, Address v, Int vb, Int vh, Int vd, Address y,
                  Address kv, Address k_sum, Address decay, Int batches, Int heads, Int dim, Int features, Int head_dim, int dtype,
                  int threads) {
+  apart(kv, batches * heads * features * head_dim, {q, k, v, k_sum});
+  apart(k_sum, batches * heads * features, {q, k, v, kv});
   const jrt::StepArgs p{{pointer<void>(q), qb, 0, qh, qd},
                         {pointer<void>(k), kb, 0, kh, kd},
                         {pointer<void>(v), vb, 0, vh, vd},

@@ -13,6 +13,10 @@
 #endif
 #endif
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace jrt {
 namespace {
 
@@ -92,6 +96,17 @@ float* scratch(std::size_t floats) {
     buffer.size = floats;
   }
   return buffer.data;
+}
+
+void large_pages(void* data, std::size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t page = std::uintptr_t(1) << 21;
+  const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(data) + page - 1) / page * page;
+  const std::uintptr_t last = (reinterpret_cast<std::uintptr_t>(data) + bytes) / page * page;
+  if (data && last > first + page) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
 }
 
 }  // namespace jrt

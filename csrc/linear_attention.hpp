@@ -108,6 +108,15 @@ void linear_job(const LinearArgs& p, int64_t batch, int64_t head, int64_t first,
                     scale, k, kPitch);
     pack_rows(p.dtype, p.v.data, batch * p.v.batch + start * p.v.length + head * p.v.head + first * p.v.dim, p.v.length,
               p.v.dim, tokens, width, values, columns);
+    const int64_t next = start + kChunk, ahead = p.length - next < kChunk ? p.length - next : kChunk;
+    auto prefetch = [&](const View& x, int64_t n) {
+      prefetch_rows(p.dtype, x.data, batch * x.batch + next * x.length + head * x.head, x.length, ahead, n);
+    };
+    if (ahead > 0) {
+      prefetch(p.k, d);
+      prefetch(p.v, p.head_dim);
+      if (outputs) prefetch(p.q, d);
+    }
     if (outputs) {
       const int64_t from = batch * p.q.batch + start * p.q.length + head * p.q.head;
       if (Taylor) {
@@ -176,6 +185,7 @@ void linear_attention(const LinearArgs& p) {
   const int threads = threads_for(heads * slices, work, p.threads);
   const LinearScratch at(p.features, p.dim, columns, p.decay != nullptr);
   float* memory = jrt::scratch(size_t(at.total * threads));
+  jrt::large_pages(p.y, size_t(p.batches * p.length * p.heads * p.head_dim * (p.dtype == jrt::kFloat32 ? 4 : 2)));
   parallel_for(heads * slices, threads, [&](int64_t job, int thread) {
     const int64_t bh = job / slices, first = (job % slices) * columns;
     if (p.taylor) linear_job<true>(p, bh / p.heads, bh % p.heads, first, columns, at, memory + at.total * thread);

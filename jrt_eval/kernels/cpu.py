@@ -20,8 +20,9 @@ from jrt_eval.kernels.states import TaylorState, WindowState
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 _c: Any = compiled.module()
-_threads = torch.get_num_threads
 _empty_like = torch.empty_like
+_contiguous = torch.contiguous_format
+_threads = torch.get_num_threads
 _grad_enabled = torch.is_grad_enabled
 _compiling = torch.compiler.is_compiling
 
@@ -194,9 +195,8 @@ def _causal_product_backward(
 
 
 def _taylor_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Tensor | None) -> Tensor:
-    batch, heads, head_dim = v.shape
-    dim = q.shape[2]
-    y = v.new_empty((batch, heads, head_dim))
+    batch, heads, n, head_dim = kv.shape
+    y = _empty_like(v, memory_format=_contiguous)
     rate = 0
     if decay is not None:
         decay = _single(decay)
@@ -214,8 +214,8 @@ def _taylor_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, dec
         rate,
         batch,
         heads,
-        dim,
-        kv.shape[2],
+        q.shape[2],
+        n,
         head_dim,
         DTYPES[v.dtype],
         _threads(),

@@ -60,6 +60,7 @@ BACKENDS: dict[str, Backend] = {
 # `auto`: the first of these that has the operator, for the device and dtype at hand.
 AUTO = tuple(name for name in BACKENDS if name != "torch")
 
+_chosen: dict[tuple[str, str, torch.dtype, str], Callable[..., Any]] = {}
 _said: set[tuple[str, str]] = set()
 
 
@@ -68,6 +69,15 @@ def select(operator: str, like: Tensor, backend: str) -> Callable[..., Any]:
 
     Raises UserError for a backend that is unknown, unavailable here, or does not take this device or dtype.
     """
+    chosen = _chosen.get((operator, like.device.type, like.dtype, backend))
+    if chosen is None:
+        chosen = _choose(operator, like, backend)
+        if not torch.compiler.is_compiling():
+            _chosen[operator, like.device.type, like.dtype, backend] = chosen
+    return chosen
+
+
+def _choose(operator: str, like: Tensor, backend: str) -> Callable[..., Any]:
     if backend == "auto":
         device = like.device.type
         for name in AUTO:
