@@ -41,7 +41,11 @@ def _load() -> tuple[ModuleType | None, str, str | None]:
     wanted = os.environ.get("JRT_EVAL_ISA", "")
     isa = module.select_isa(wanted)
     if not isa:
-        return None, "", f"JRT_EVAL_ISA={wanted} is not available on this machine; unset it, or use avx512, avx2 or portable"
+        return (
+            None,
+            "",
+            f"JRT_EVAL_ISA={wanted} is not available on this machine; unset it, or use avx512, avx2 or portable",
+        )
     return module, isa, None
 
 

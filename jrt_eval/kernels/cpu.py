@@ -94,7 +94,10 @@ def _taylor_prefill(
     decay: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if q.numel() == 0:  # no pointer: say that there are no tokens by the other way
-        y, denominator = torch.empty_like(v, memory_format=torch.contiguous_format), v.new_empty(v.shape[:3], dtype=torch.float32)
+        y, denominator = (
+            torch.empty_like(v, memory_format=torch.contiguous_format),
+            v.new_empty(v.shape[:3], dtype=torch.float32),
+        )
         _, kv_out, k_out, _ = _linear(None, k, v, kv, k_sum, mask, decay, True)
         return y, kv_out, k_out, denominator
     return _linear(q, k, v, kv, k_sum, mask, decay, True)
@@ -183,7 +186,9 @@ def _taylor_prefill_backward(
     grad_k_sum: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if decay is not None:
-        raise UserError("taylor_prefill has no compiled gradient with decay; call jrt_eval.kernels.taylor_linear_attention")
+        raise UserError(
+            "taylor_prefill has no compiled gradient with decay; call jrt_eval.kernels.taylor_linear_attention"
+        )
     return _linear_backward(q, k, v, kv, k_sum, mask, y, denominator.contiguous(), grad_y, grad_kv, grad_k_sum)
 
 

@@ -19,7 +19,9 @@ def _taylor_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
     ctx.mark_non_differentiable(denominator)
 
 
-def _taylor_backward(ctx: Any, grad_y: Tensor, grad_kv: Tensor, grad_k_sum: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+def _taylor_backward(
+    ctx: Any, grad_y: Tensor, grad_kv: Tensor, grad_k_sum: Tensor, _: Any
+) -> tuple[Tensor | None, ...]:
     q, k, v, kv, k_sum, mask, decay, y, denominator = ctx.saved_tensors
     gq, gk, gv, g_kv, g_k_sum = torch.ops.jrt_eval.taylor_prefill_backward(
         q, k, v, kv, k_sum, mask, decay, y, denominator, grad_y, grad_kv, grad_k_sum

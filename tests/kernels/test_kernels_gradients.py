@@ -32,11 +32,17 @@ def same_gradients(got: Tensor, want: Tensor, inputs: list[Tensor], bound: float
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(("length", "d", "f"), [(2, 16, 64), (64, 16, 64), (130, 16, 64), (200, 5, 15), (70, 32, 17), (100, 7, 33)])
+@pytest.mark.parametrize(
+    ("length", "d", "f"), [(2, 16, 64), (64, 16, 64), (130, 16, 64), (200, 5, 15), (70, 32, 17), (100, 7, 33)]
+)
 def test_taylor(where: Where, length: int, d: int, f: int, masked: bool) -> None:
     backend, device = where
     qkv = leaves(device, (2, length, 2, d), (2, length, 2, d), (2, length, 2, f))
-    mask = torch.arange(length, device=device) < torch.tensor([[length], [(length + 1) // 2]], device=device) if masked else None
+    mask = (
+        torch.arange(length, device=device) < torch.tensor([[length], [(length + 1) // 2]], device=device)
+        if masked
+        else None
+    )
     y, _ = taylor_linear_attention(*qkv, mask=mask, backend=backend)
     want = oracle.taylor(*qkv, mask=mask)
     g = torch.randn(y.shape, generator=torch.Generator().manual_seed(5)).to(device)
@@ -79,7 +85,9 @@ def test_taylor_of_any_strides(where: Where) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(where: Where, dtype: torch.dtype) -> None:
     backend, device = where
-    qkv = [x.detach().to(dtype).requires_grad_() for x in leaves(device, (1, 150, 2, 16), (1, 150, 2, 16), (1, 150, 2, 64))]
+    qkv = [
+        x.detach().to(dtype).requires_grad_() for x in leaves(device, (1, 150, 2, 16), (1, 150, 2, 16), (1, 150, 2, 64))
+    ]
     y, _ = taylor_linear_attention(*qkv, backend=backend)
     g = torch.randn(y.shape, generator=torch.Generator().manual_seed(5)).to(device, dtype)
     same_gradients((y * g).sum(dtype=torch.float32), (oracle.taylor(*qkv) * g).sum(), qkv, 2e-2)
