@@ -83,10 +83,10 @@ class Config:
 
     output: str
     model: dict[str, Any]
-    tokenizer: str
     data: Data
     steps: int
     batch_size: int
+    tokenizer: str | None = None
     micro_batch: int | None = None
     validation: Data | None = None
     validate_every: int = 500
@@ -116,13 +116,16 @@ class Config:
                     f"{name}: give exactly one of files, dataset and synthetic "
                     f"(found {', '.join(given) if given else 'none'})"
                 )
+            text = data.synthetic is None or data.synthetic.name == "documents"
+            if text and self.tokenizer is None:
+                raise UserError(f"tokenizer: {name} is text and needs one: a folder, a hub id, or mini")
             if not data.lengths or min(data.lengths) < 2:
                 raise UserError(f"{name}.lengths: need at least one length of 2 or more, got {data.lengths}")
         if self.objective.kind not in ("ntp", "jrt"):
             known = nearest(self.objective.kind, ["ntp", "jrt"])
             raise UserError(f"objective.kind: unknown objective {self.objective.kind!r}{known}; known: ntp, jrt")
-        if self.precision not in ("bf16", "no"):
-            raise UserError(f"precision: {self.precision!r} is neither 'bf16' nor 'no' (float32)")
+        if self.precision not in ("bf16", "fp32"):
+            raise UserError(f"precision: {self.precision!r} is neither 'bf16' nor 'fp32'")
         if self.export_dtype not in (None, "float32", "bfloat16", "float16"):
             raise UserError(f"export_dtype: {self.export_dtype!r} is none of float32, bfloat16, float16")
         positive = ("steps", "batch_size", "save_every", "keep", "log_every", "validate_every", "validation_batches")

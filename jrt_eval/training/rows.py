@@ -54,12 +54,13 @@ class Rows:
         return self.tokens[start:end], self.flags[start:end], int(self.prompts[index])
 
 
-def open_rows(data: Data, tokenizer: str, cache: Path) -> Rows:
+def open_rows(data: Data, tokenizer: str | None, cache: Path) -> Rows:
     """The rows of `data`, written to a folder of `cache` if they are not there yet.
 
     Several processes may ask at once: one writes, the others wait for it.
     """
-    identity = {"format": FORMAT, "data": asdict(data), "files": _stamps(data), "tokenizer": _fingerprint(tokenizer)}
+    source = {**asdict(data), "lengths": max(data.lengths)}  # shorter ones only say how batches are made
+    identity = {"format": FORMAT, "data": source, "files": _stamps(data), "tokenizer": _fingerprint(tokenizer)}
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache / name
     cache.mkdir(parents=True, exist_ok=True)
@@ -123,11 +124,12 @@ def _write(folder: Path, chunks: Iterable[Chunk], identity: dict[str, Any]) -> N
     partial.rename(folder / "meta.json")
 
 
-def _chunks(data: Data, tokenizer: str) -> Iterator[Chunk]:
+def _chunks(data: Data, tokenizer: str | None) -> Iterator[Chunk]:
     if data.synthetic is not None:
         from jrt_eval.synthetics import sources
 
         return sources.chunks(data.synthetic, tokenizer, max(data.lengths))
+    assert tokenizer is not None
     return _text_chunks(data, tokenizer)
 
 
@@ -279,17 +281,22 @@ def load_tokenizer(name: str) -> Any:
         raise UserError(f"tokenizer {name!r} could not be loaded: {str(error).splitlines()[0]}") from error
 
 
+def tokenizer_folder(name: str | None) -> Path | None:
+    """Where the tokenizer's files stand, to go with a checkpoint; None for hub ids, which a user names again."""
+    if name == "mini":
+        from jrt_eval.minis import TOKENIZER
+
+        return TOKENIZER
+    return Path(name) if name is not None and Path(name).is_dir() else None
+
+
 def _stamps(data: Data) -> list[tuple[str, int, int]]:
     return [(str(path), (s := path.stat()).st_size, s.st_mtime_ns) for path in find_files(data)]
 
 
-def _fingerprint(tokenizer: str) -> str:
-    folder = Path(tokenizer)
-    if tokenizer == "mini":
-        from jrt_eval.minis import TOKENIZER
-
-        folder = TOKENIZER
-    if not folder.is_dir():
+def _fingerprint(tokenizer: str | None) -> str | None:
+    folder = tokenizer_folder(tokenizer)
+    if folder is None:
         return tokenizer
     content = b"".join(p.read_bytes() for p in sorted(folder.iterdir()) if p.name.startswith(("tokenizer", "vocab", "merges")))
     return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,5 @@
+"""`python -m jrt_eval`, for launchers such as `accelerate launch -m`."""
+
+from jrt_eval.cli import main
+
+main()
