@@ -2,4 +2,5 @@
 
 from jrt_eval.cli import main
 
-main()
+if __name__ == "__main__":  # processes that multiprocessing starts import this file again
+    main()

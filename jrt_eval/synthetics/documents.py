@@ -145,6 +145,7 @@ ATTRIBUTES: dict[str, dict[str, tuple[v.Value, tuple[str, ...]]]] = {
     },
 }
 DOMAINS = tuple(ATTRIBUTES)
+_TRIES = 100
 
 # Wordings that fit every attribute; {k} is the key, {K} the key with a capital.
 GENERIC = (
@@ -220,9 +221,9 @@ def make_document(split: Split, seed: int, index: int, shape: Shape = Shape()) -
     facts = {}
     for key in keys:
         make, wordings = attributes[key]
-        value = make(rng)
-        while not belongs_to(split, entity, key, value):
-            value = make(rng)
+        value = next((x for x in (make(rng) for _ in range(_TRIES)) if belongs_to(split, entity, key, x)), None)
+        if value is None:  # none of a small pool's values is this split's, for this entity
+            continue
         facts[key] = value
         if as_list and rng.random() < 0.8:
             wording = GENERIC[0]

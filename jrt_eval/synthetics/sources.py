@@ -55,11 +55,6 @@ class MqarOptions:
 _OPTIONS: dict[str, type] = {"documents": DocumentOptions, "set_disjointness": SetOptions, "mqar": MqarOptions}
 
 
-def needs_tokenizer(name: str) -> bool:
-    """Whether the source makes text."""
-    return name == "documents"
-
-
 def options(synthetic: Synthetic) -> Any:
     """The options of a synthetic source, checked."""
     if synthetic.name not in _OPTIONS:

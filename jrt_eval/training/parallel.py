@@ -77,7 +77,7 @@ def encode_prefix(k: Tensor, v: Tensor, mask: Tensor | None) -> TaylorState:
 def sliding_window_attention(
     q: Tensor, k: Tensor, v: Tensor, window: int, state: WindowState | None, lengths: Tensor | None
 ) -> tuple[Tensor, WindowState]:
-    """Softmax attention in blocks of `window` queries, each over its own block of keys and the one before.
+    """Softmax attention in blocks of at least `window` queries, each over its own block of keys and the one before.
 
     The state that it returns is the keys and values as they are (training has no use for one); a call that brings a
     state or lengths is the reference's.
@@ -85,7 +85,7 @@ def sliding_window_attention(
     if state is not None or lengths is not None or not v.shape[1]:
         return reference.sliding_window_attention(q, k, v, window, state, lengths)
     batch, length = v.shape[:2]
-    size = window
+    size = -(-window // 16) * 16  # at least a window; aligned, as fused attention likes it
     qc, kc, vc = (_chunks(x, size, q.dtype) for x in (q, k, v))
     keys, values = (torch.cat([F.pad(x, (0, 0, 0, 0, 1, 0))[:, :, :-1], x], 3) for x in (kc, vc))
     i = torch.arange(size, device=q.device)[:, None] + size

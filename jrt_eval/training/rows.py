@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,7 @@ def _batched(records: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict
         yield batch
 
 
+@lru_cache(maxsize=2)
 def load_tokenizer(name: str) -> Any:
     """A Hugging Face tokenizer by folder or hub id; `mini` is the one that ships with the mini checkpoints."""
     from transformers import AutoTokenizer
