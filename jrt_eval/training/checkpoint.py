@@ -111,14 +111,23 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def load_weights(folder: Path, model: nn.Module) -> None:
-    """Weights of a checkpoint folder into `model`."""
+def load_weights(folder: Path, model: nn.Module, *, start: bool = False) -> None:
+    """Weights of a checkpoint folder into `model`.
+
+    start: the model may be a JRT-RNN and the weights a Based model's of the same shape. Then the encoder's projections
+    begin as copies of the decoder's: behind the encoder both sums count the prefix twice, and their ratio is Based's.
+    """
     from safetensors.torch import load_file
 
     path = folder / "model.safetensors"
     if not path.is_file():
         raise UserError(f"{folder} holds no model.safetensors")
     state: dict[str, Tensor] = load_file(path)
+    if start:
+        for name in model.state_dict():
+            decoder = name.replace("proj_k_enc", "proj_k").replace("proj_v_enc", "proj_v")
+            if name not in state and decoder in state:
+                state[name] = state[decoder].clone()
     try:
         load_released_state(model, state)
     except (ValueError, RuntimeError) as error:

@@ -79,7 +79,10 @@ class Optimizer:
 
 @dataclass
 class Config:
-    """A training run. `model` is a config.json in the released form (spec/models.md), as a mapping."""
+    """A training run. `model` is a config.json in the released form (spec/models.md), as a mapping.
+
+    init_from: a checkpoint folder whose weights the run starts with; a JRT-RNN may start from a Based model.
+    """
 
     output: str
     model: dict[str, Any]

@@ -68,7 +68,7 @@ def train(config: Config, *, progress: bool = True) -> Path:
     plan = Plan(rows, config.data.lengths, config.batch_size, layout, config.seed)
     model = build_model(config.model, config.backend, config.seed)
     if config.init_from is not None:
-        checkpoint.load_weights(Path(config.init_from), model)
+        checkpoint.load_weights(Path(config.init_from), model, start=True)
     _check_vocabulary(rows, model)
     trainable = Trainable(model, layout.encoder, layout.first_position).to(device)
     optimizer = make_optimizer(trainable, config.optimizer, device)
