@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-TOKENIZER = FOLDER / "tokenizer"
 NAMES = ("mini-jrt", "mini-based", "mini-mamba", "mini-attn")
+TOKENIZER = FOLDER / "mini-attn"  # all four have the same one
 
 
 def find(name: str) -> Path | None:

@@ -35,7 +35,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, folder: Path) -> None
         raise AssertionError(f"token {SPACE} is {tokenizer.id_to_token(SPACE)!r}, not a space")
     tokenizer.add_special_tokens([END_OF_TEXT])
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END_OF_TEXT,
