@@ -19,6 +19,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from jrt_eval import minis
 from jrt_eval.errors import UserError
 
 # Text may be cut before a blank that stands between a printing character and an ASCII letter.
@@ -170,6 +171,10 @@ def load(name: str, revision: str | None = None, trust_remote_code: bool = False
 
     A checkpoint that brings none, as the released JRT and Based ones, gets the one that its vocabulary size tells.
     """
+    if (mini := minis.find(name)) is not None:
+        own = _from_transformers(str(mini), None, False)
+        own.name = name
+        return own
     path = Path(name).expanduser()
     if path.is_file() and path.name.endswith(".json"):
         return Tokenizer(name, _from_file(path))
