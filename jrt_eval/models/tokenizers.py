@@ -35,7 +35,8 @@ def load_tokenizer(name: str | Path, revision: str | None = None, *, trust_remot
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(
-            str(folder) if folder.is_dir() else str(name), revision=revision, trust_remote_code=trust_remote_code)
+            str(folder) if folder.is_dir() else str(name), revision=revision, trust_remote_code=trust_remote_code
+        )
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 - transformers and tokenizers raise many kinds

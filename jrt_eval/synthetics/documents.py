@@ -203,9 +203,9 @@ def belongs_to(split: Split, entity: str, key: str, value: str) -> bool:
     return held_out == (split == "evaluation")
 
 
-def make_document(split: Split, seed: int, index: int, shape: Shape = Shape()) -> Document:  # noqa: B008 - frozen
+def make_document(split: Split, seed: int, index: int, shape: Shape = Shape()) -> Document:
     """Document number `index` of the endless stream `(split, seed)`."""
-    rng = Random(f"{split}/{seed}/{index}")  # noqa: S311
+    rng = Random(f"{split}/{seed}/{index}")
     domain = DOMAINS[int(rng.random() * len(DOMAINS))]
     entity = _entity(domain, rng)
     rivals = [_entity(domain, rng) for _ in range(2)]
@@ -274,7 +274,9 @@ def training_text(document: Document, rng: Random, *, twice: bool, questions: in
     so only once prompts profit from more than one question.
     """
     keys = rng.sample(list(document.facts), min(questions, len(document.facts)))
-    pairs = [("" if i == 0 else f" {key[0].upper()}{key[1:]}:", f" {document.facts[key]}\n") for i, key in enumerate(keys)]
+    pairs = [
+        ("" if i == 0 else f" {key[0].upper()}{key[1:]}:", f" {document.facts[key]}\n") for i, key in enumerate(keys)
+    ]
     return prompt(document.text, keys[0], twice=twice), pairs
 
 
@@ -286,7 +288,7 @@ def evaluation_rows(documents: int, seed: int = 1, shape: Shape = EVALUATION_SHA
     """Rows in the schema of based-fda (`doc_id`, `file_name`, `key`, `value`, `text`), one question per document."""
     for index in range(documents):
         document = make_document("evaluation", seed, index, shape)
-        key = Random(f"question/{seed}/{index}").choice(list(document.facts))  # noqa: S311
+        key = Random(f"question/{seed}/{index}").choice(list(document.facts))
         yield {
             "doc_id": document.doc_id,
             "file_name": f"{document.domain}/{index}.txt",

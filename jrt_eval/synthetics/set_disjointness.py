@@ -28,9 +28,7 @@ TRAINING_EXAMPLES, EVALUATION_EXAMPLES = 20_000, 1_000
 Ints = npt.NDArray[np.int64]
 
 
-def examples(
-    first: int, second: int, count: int, seed: int, vocabulary: int = VOCABULARY
-) -> tuple[Ints, Ints]:
+def examples(first: int, second: int, count: int, seed: int, vocabulary: int = VOCABULARY) -> tuple[Ints, Ints]:
     """`count` examples with |A| = first and |B| = second.
 
     Returns inputs (count, first + second + 3) and answers (count,). The tokens other than 0..3 are shuffled and

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jrt_eval.errors import UserError, nearest
-from jrt_eval.training.config import Synthetic, build
+from jrt_eval.training.config import Synthetic
 from jrt_eval.training.rows import Chunk, load_tokenizer, paired_chunk
 
 _CHUNK = 2000
@@ -106,7 +106,7 @@ def _documents(chosen: DocumentOptions, seed: int, rows: int, tokenizer: str, lo
     shape = Shape((int(chosen.facts[0]), int(chosen.facts[1])), chosen.filler, chosen.rival)
     texts = []
     for index in range(start, min(start + _CHUNK, rows)):
-        rng = Random(f"row/{seed}/{index}")  # noqa: S311
+        rng = Random(f"row/{seed}/{index}")
         document = make_document(chosen.split, seed, index, shape)
         twice = rng.random() < chosen.twice
         count = chosen.twice_questions if twice else chosen.questions

@@ -86,7 +86,9 @@ SUFFIXES = _split(
     "aden ala and ane ara aric as avia den dine don dor ea eda el ena era eth eva holm ia ian ica ide iel ima ine ion ira is "
     "ita ium ix olis on ona or ora os ova um una ura us vale wick wyn"
 )
-COMPANY_ENDINGS = _split("Bank Energy Foods Group Holdings Industries Labs Logistics Media Mining Motors Partners Pharma Systems")
+COMPANY_ENDINGS = _split(
+    "Bank Energy Foods Group Holdings Industries Labs Logistics Media Mining Motors Partners Pharma Systems"
+)
 PRODUCT_KINDS = _split(
     "backpack bicycle blender boiler camera chair clock cooker desk drill fan fridge guitar headset heater jacket kettle "
     "keyboard lamp laptop monitor mower oven phone piano printer projector radio scooter speaker tablet telescope tent toaster "

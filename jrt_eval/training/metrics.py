@@ -18,7 +18,9 @@ class Metrics:
         kept: list[dict[str, str]] = []
         if path.exists():
             with path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if (row["step"] or "x").isdigit() and int(row["step"]) <= step]
+                kept = [
+                    row for row in csv.DictReader(file) if (row["step"] or "x").isdigit() and int(row["step"]) <= step
+                ]
         self.path, self.columns, self.board, self.prefix = path, columns, board, prefix
         partial = path.with_suffix(".part")
         with partial.open("w", newline="") as file:

@@ -97,7 +97,7 @@ def build_model(config: Mapping[str, Any], backend: str, seed: int, device: str 
 
 def released_state(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of a released file: tied weights once, nothing that is derived."""
-    state = {key: tensor for key, tensor in model.state_dict().items()}
+    state = dict(model.state_dict())
     tied = {key for key in ("lm_head.weight",) if key in state}
     for key in tied:
         if any(state[key].data_ptr() == other.data_ptr() for name, other in state.items() if name != key):

@@ -13,7 +13,8 @@ from jrt_eval.training.config import Optimizer
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """No decay on biases, norms and other vectors, nor on Mamba's A_log and D."""
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             spare = parameter.dim() < 2 or name.endswith(("A_log", ".D"))

@@ -151,9 +151,7 @@ def _text_chunks(data: Data, tokenizer: str) -> Iterator[Chunk]:
         rows = len(stream) // window
         rest = stream[rows * window :]
         taken = stream[: rows * window]
-        yield Chunk(
-            taken, np.ones(len(taken), np.uint8), np.full(rows, window), np.zeros(rows, dtype=np.int64)
-        )
+        yield Chunk(taken, np.ones(len(taken), np.uint8), np.full(rows, window), np.zeros(rows, dtype=np.int64))
 
 
 def paired_chunk(encoder: Any, rows: list[tuple[str, list[tuple[str, str]]]], longest: int) -> Chunk:
@@ -300,7 +298,9 @@ def _fingerprint(tokenizer: str | None) -> str | None:
     folder = tokenizer_folder(tokenizer)
     if folder is None:
         return tokenizer
-    content = b"".join(p.read_bytes() for p in sorted(folder.iterdir()) if p.name.startswith(("tokenizer", "vocab", "merges")))
+    content = b"".join(
+        p.read_bytes() for p in sorted(folder.iterdir()) if p.name.startswith(("tokenizer", "vocab", "merges"))
+    )
     return hashlib.sha256(content).hexdigest()
 
 

@@ -32,7 +32,7 @@ def selective_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Te
     return (y + d * x).to(dtype)
 
 
-@torch.compiler.disable  # type: ignore[misc,unused-ignore] - torch.compile leaves these kernels as they are
+@torch.compiler.disable  # torch.compile leaves these kernels as they are
 def _fused(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     y: Tensor = _triton().TritonScan.apply(x, dt, a, b, c)
     return y
@@ -70,7 +70,7 @@ class _Recurrence(torch.autograd.Function):
 
 
 def _scan(decay: Tensor, drive: Tensor) -> Tensor:
-    batch, length = decay.shape[:2]
+    length = decay.shape[1]
     count = -(-length // CHUNK)
     pad = [0, 0] * (decay.dim() - 2) + [0, count * CHUNK - length]
     decay = F.pad(decay, pad).unflatten(1, (count, CHUNK))

@@ -38,7 +38,9 @@ def _forward(x, dt, a, b, c, y, h_all, length, channels, N: tl.constexpr, BLOCK:
 
 
 @triton.jit
-def _backward(x, dt, a, b, c, h_all, dy, dx, ddt, da, db, dc, length, channels, groups, N: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _backward(
+    x, dt, a, b, c, h_all, dy, dx, ddt, da, db, dc, length, channels, groups, N: tl.constexpr, BLOCK: tl.constexpr
+):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1)
     at = group * BLOCK + tl.arange(0, BLOCK)

@@ -174,9 +174,7 @@ def train(config: Config, *, progress: bool = True) -> Path:
                 clock = time.perf_counter()
         bar.close()
     if accelerator.is_main_process and config.export_dtype is not None:
-        checkpoint.write_model(
-            output / "model", model, config.model, tokenizer, getattr(torch, config.export_dtype)
-        )
+        checkpoint.write_model(output / "model", model, config.model, tokenizer, getattr(torch, config.export_dtype))
     return checkpoint.existing(root)[-1]
 
 
@@ -211,7 +209,7 @@ def validate(
 
 
 def _tensors(batch: Batch, rows: Any, device: torch.device) -> dict[str, Tensor]:
-    arrays = {
+    arrays: dict[str, Any] = {
         "inputs": batch.inputs,
         "labels": batch.labels,
         "weights": batch.weights,
@@ -250,7 +248,9 @@ def _finite(pending: tuple[int, Tensor] | None, root: Path) -> None:
     if pending is not None and not math.isfinite(value := float(pending[1])):
         good = checkpoint.existing(root)
         where = f"the last good checkpoint is {good[-1]}" if good else "no checkpoint was written yet"
-        raise UserError(f"the loss is {value} at step {pending[0]}; {where}. A lower optimizer.lr or longer warmup may help")
+        raise UserError(
+            f"the loss is {value} at step {pending[0]}; {where}. A lower optimizer.lr or longer warmup may help"
+        )
 
 
 def _check_vocabulary(rows: Rows, model: nn.Module) -> None:
