@@ -178,6 +178,12 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
                 max(over), lost,
             )  # fmt: skip
 
+    def dump_config(self) -> dict[str, Any]:
+        """lm-eval's, with the live record: before 0.4.12 lm-eval asks for it before it builds the requests."""
+        config: dict[str, Any] = super().dump_config()
+        config["metadata"]["jrt"] = self.config.metadata["jrt"]
+        return config
+
     def _new_tokens(self) -> int:
         kwargs = self.config.generation_kwargs or {}
         return int(kwargs.get("max_gen_toks") or kwargs.get("max_new_tokens") or DEFAULT_NEW_TOKENS)
