@@ -102,7 +102,7 @@ class Plan:
 def collate(rows: Rows, indices: Ints, length: int, layout: Layout, seed: tuple[int, ...] | None) -> Batch:
     """Lay rows into a batch of `length` positions; `seed` decides the masked tokens, None masks none."""
     shape = (len(indices), length)
-    inputs = np.full(shape, PAD, dtype=np.int64)
+    inputs = np.zeros(shape, dtype=np.int64)  # behind a row's end any token will do: nothing before it can see it
     labels = np.full(shape, IGNORE, dtype=np.int64)
     answers = np.zeros(shape, dtype=np.bool_)
     real = np.zeros(shape, dtype=np.bool_)
@@ -111,6 +111,7 @@ def collate(rows: Rows, indices: Ints, length: int, layout: Layout, seed: tuple[
         tokens, flags, prompt = rows.row(int(index))
         pad = layout.left_pad(prompt)
         end = pad + len(tokens) - 1
+        inputs[i, :pad] = PAD
         inputs[i, pad:end] = tokens[:-1]
         labels[i, pad:end] = tokens[1:]
         answers[i, pad:end] = flags[1:]

@@ -50,7 +50,7 @@ def train(config: Config, *, progress: bool = True) -> Path:
     from accelerate import Accelerator
 
     config.check()
-    accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
+    accelerator = Accelerator(mixed_precision="no")  # autocast is ours: accelerate fixes its own once per process
     torch.set_float32_matmul_precision("high")
     device = accelerator.device
     world, rank = accelerator.num_processes, accelerator.process_index
@@ -117,7 +117,7 @@ def train(config: Config, *, progress: bool = True) -> Path:
             pieces = mine(batch)
             for number, piece in enumerate(pieces):
                 sync = number == len(pieces) - 1
-                with _maybe_no_sync(accelerator, wrapped, sync), accelerator.autocast():
+                with _maybe_no_sync(accelerator, wrapped, sync), _autocast(config, device):
                     sums: Sums = wrapped(**piece)
                     part_ntp, part_mlm = sums.ntp / weight, sums.mlm / masks
                     loss = part_ntp + config.objective.mlm_weight * part_mlm
@@ -190,7 +190,7 @@ def validate(
     for number in range(min(config.validation_batches, plan.per_epoch)):
         length, indices = plan.batch(number)
         batch = collate(rows, indices, length, layout, None)
-        with accelerator.autocast():
+        with _autocast(config, accelerator.device):
             sums: Sums = model(
                 **_tensors(batch, np.arange(size), accelerator.device),
                 answers=torch.from_numpy(batch.answers).to(accelerator.device),
@@ -242,6 +242,10 @@ def _maybe_no_sync(accelerator: Any, model: nn.Module, sync: bool) -> Any:
     from contextlib import nullcontext
 
     return nullcontext() if sync else accelerator.no_sync(model)
+
+
+def _autocast(config: Config, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
 def _finite(pending: tuple[int, Tensor] | None, root: Path) -> None:
