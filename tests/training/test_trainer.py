@@ -63,7 +63,9 @@ def test_a_checkpoint_is_what_the_adapter_loads(tmp_path: Path, family: str) -> 
 
 
 def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
-    runs = [tiny(tmp_path, "jrt", output=str(tmp_path / name), seed=seed) for name, seed in [("a", 1), ("b", 1), ("c", 2)]]
+    runs = [
+        tiny(tmp_path, "jrt", output=str(tmp_path / name), seed=seed) for name, seed in [("a", 1), ("b", 1), ("c", 2)]
+    ]
     for run in runs:
         train(run, progress=False)
     first, second, other = map(losses, runs)
