@@ -153,7 +153,7 @@ def test_a_lost_loss_stops_with_step_and_checkpoint(tmp_path: Path) -> None:
 
 def test_another_run_is_not_resumed(tmp_path: Path) -> None:
     train(tiny(tmp_path, steps=3), progress=False)
-    with pytest.raises(UserError, match="another .*seed"):
+    with pytest.raises(UserError, match=r"another .*seed"):
         train(tiny(tmp_path, steps=3, seed=5), progress=False)
 
 
