@@ -15,6 +15,7 @@ COMMANDS = {
     "doctor": ("jrt_eval.doctor:doctor", "Say what is live here, and why the rest is not."),
     "sweep": ("jrt_eval.sweep.cli:sweep", "Run models x tasks x settings through lm_eval, resumable."),
     "collect": ("jrt_eval.results.commands:collect", "Collect lm-eval output into data frames (parquet, CSV)."),
+    "bench": ("jrt_eval.bench.cli:bench", "Measure the kernels and the models on this machine."),
 }
 
 
