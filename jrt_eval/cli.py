@@ -21,6 +21,7 @@ COMMANDS = {
         "Once against twice, or model against model, on the same documents.",
     ),
     "report": ("jrt_eval.results.commands:report", "One HTML page: tables, plots and a browser of documents."),
+    "bench": ("jrt_eval.bench.cli:bench", "Measure the kernels and the models on this machine."),
 }
 
 

@@ -203,10 +203,7 @@ def _causal_product_backward(
 def _taylor_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Tensor | None) -> Tensor:
     batch, heads, n, head_dim = kv.shape
     y = _empty_like(v, memory_format=_contiguous)
-    rate = 0
-    if decay is not None:
-        decay = _single(decay)
-        rate = _at(decay)
+    rates = _single(decay)  # held here while its address is used
     _c.taylor_step(
         q.data_ptr(),
         *q.stride(),
@@ -217,7 +214,7 @@ def _taylor_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, dec
         y.data_ptr(),
         kv.data_ptr(),
         k_sum.data_ptr(),
-        rate,
+        _at(rates),
         batch,
         heads,
         q.shape[2],
