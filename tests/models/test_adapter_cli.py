@@ -40,8 +40,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(place: Path, out: str, *launcher: str, **arguments: Any) -> subprocess.CompletedProcess[str]:
     model_args = {"pretrained": place / "model"} | arguments
-    command = [sys.executable, "-m", *launcher, "lm_eval", "--model", "jrt", "--include_path", str(place), "--tasks", "toy",
-               "--batch_size", "2", "--device", "cpu", "--output_path", str(place / out), "--log_samples",
+    command = [sys.executable, "-m", *launcher, "lm_eval", "--model", "jrt", "--include_path", str(place),
+               "--tasks", "toy", "--batch_size", "2", "--device", "cpu", "--output_path", str(place / out), "--log_samples",
                "--model_args", ",".join(f"{k}={v}" for k, v in model_args.items())]  # fmt: skip
     quiet = {
         "HF_HUB_OFFLINE": "1",
