@@ -55,7 +55,8 @@ def main() -> None:
     kept = [window for window in windows if window is not None]
     tokens = sum(window.document_tokens for window in kept)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"{len(sources)} documents of {tokens / len(kept):,.0f} tokens, tokenizer {args.tokenizer}, by pieces: {tokenizer.by_pieces}")
+    print(f"{len(sources)} documents of {tokens / len(kept):,.0f} tokens")
+    print(f"tokenizer {args.tokenizer}, by pieces: {tokenizer.by_pieces}")
     print(f"{seconds:.1f} s: {len(sources) / seconds:.0f} documents/s, {tokens / seconds / 1e6:.2f} M tokens/s")
     print(f"peak memory {peak / 1024:.0f} MB ({before / 1024:.0f} MB before windowing)")
 

@@ -122,9 +122,7 @@ def demo(output: str, data_dir: str | None, limit: int | None) -> None:
     if data_dir is not None and not Path(data_dir).is_dir():
         raise UserError(f"--data-dir {data_dir}: no such folder")
     folder = Path(output)
-    click.echo(
-        "These models are built here with random weights: they show the way, not what a model recalls.\n"
-    )
+    click.echo("These models are built here with random weights: they show the way, not what a model recalls.\n")
     models = build_local_models(folder / "models")
     tasks = "jrt_sample,jrt_sample_twice" if data_dir is None else "jrt_prompt"
     metadata = {} if data_dir is None else {"data_dir": data_dir}

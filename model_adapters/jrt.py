@@ -337,7 +337,10 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
     # --- batches
 
     def _rows(self, longest: int, run: Callable[[int], Any]) -> int:
-        """Rows that fit a batch whose longest has `longest` tokens; `run(rows)` tries so many on the GPU."""
+        """Rows that fit a batch whose longest has `longest` tokens; `run(rows)` tries so many on the GPU.
+
+        Ranks decide for themselves: they may hold different groups of requests, and no answer depends on the batch.
+        """
         if not self._auto_batch:
             return self._batch_size
         if self._device.type != "cuda":
@@ -352,8 +355,6 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
                     torch.cuda.empty_cache()
                     rows //= 2
             torch.cuda.empty_cache()
-        if self.world_size > 1:
-            rows = int(self.all_gather(torch.tensor(rows, device=self.device)).min())
         log.info("batch_size=auto: %d rows at up to %d tokens", rows, longest)
         self.batch_sizes[longest] = rows
         return rows

@@ -135,8 +135,8 @@ def _linear_backward(
     gv = v.new_empty(v.shape, dtype=single)
     g_kv = v.new_empty((batch, heads, n, head_dim), dtype=single)
     g_k_sum = v.new_empty((batch, heads, n) if taylor else (0,), dtype=single)
-    kv, k_sum, mask, grad_k_sum = _single(kv), _single(k_sum), _single(mask), _single(grad_k_sum)
-    grad_kv = grad_kv.to(torch.float32).contiguous()
+    kv, k_sum, mask, grad_k_sum = (_single(x) for x in (kv, k_sum, mask, grad_k_sum))
+    grad_kv = grad_kv.to(single).contiguous()
     grad_y = grad_y.to(v.dtype)
     _c.linear_backward(
         q.data_ptr(),

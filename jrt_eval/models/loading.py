@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jrt_eval import minis
 from jrt_eval.errors import UserError, nearest
 from jrt_eval.models.config import parse_config, read_config
 from jrt_eval.models.model import JRTModel
@@ -87,6 +88,8 @@ class Source:
         path = Path(name).expanduser()
         if path.is_dir():
             self.folder = path
+        elif (mini := minis.find(self.name)) is not None:
+            self.folder = mini
         elif path.is_file():
             raise UserError(f"{path} is a file: name the folder that holds config.json and the weights")
         elif path.is_absolute() or self.name.startswith((".", "~")) or self.name.count("/") > 1:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import orjson
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
 
-from jrt_eval.errors import UserError
+from jrt_eval.errors import UserError, nearest
 from jrt_eval.results.collect import MANIFEST, scores_table, survey_tree
 from jrt_eval.results.samples import BadSamples, conform, read_batches
 from jrt_eval.results.schema import METRIC_PREFIX, predictions_schema
@@ -29,6 +30,19 @@ class Results:
     predictions: pd.DataFrame
     skipped: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def of_models(self, models: Iterable[str]) -> Results:
+        """Only these models. Raises UserError for an unknown one."""
+        known = [str(m) for m in self.scores["model"].unique()]
+        wanted = list(models)
+        for model in wanted:
+            if model not in known:
+                raise UserError(f"no model {model!r}{nearest(model, known)}: there are {', '.join(known)}")
+        return replace(
+            self,
+            scores=self.scores[self.scores["model"].isin(wanted)],
+            predictions=self.predictions[self.predictions["model"].isin(wanted)].reset_index(drop=True),
+        )
 
     def __repr__(self) -> str:
         models = self.scores["model"].nunique()
@@ -97,8 +111,6 @@ def _load_collected(root: Path, columns: list[str] | None) -> Results:
 
 
 def _check(columns: list[str], schema: pa.Schema) -> list[str]:
-    from jrt_eval.errors import nearest
-
     for column in columns:
         if column not in schema.names:
             raise UserError(f"predictions have no column {column!r}{nearest(column, schema.names)}")

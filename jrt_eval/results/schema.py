@@ -102,8 +102,11 @@ PREDICTIONS = (
     Column("context_length", "int", "as in scores"),
     Column("filter", "category", "as in scores; a task with two filters has two rows per document"),
     Column("doc_id", "int", "the document's index in the evaluated split: the same in both variants of a task"),
+    Column("row", "int", "the row of the data set where our tasks recorded it, else doc_id: what pairs two runs"),
     Column("doc_key", "str", "the document's own identifier (`doc_id` or `id` in the data), where it has one"),
-    Column("question", "str", "the question, cloze or key that was asked"),
+    Column(
+        "question", "str", "what was asked: the cue that the prompt ends with, else the document's `question` or `key`"
+    ),
     Column("prompt", "str", "the text that the model read"),
     Column("prompt_hash", "str", "SHA-256 of the prompt"),
     Column(
@@ -121,6 +124,9 @@ PREDICTIONS = (
     Column("answer_token", "int", "tokens of the whole document before the answer, where our tasks recorded it"),
     Column("answer_depth", "float", "where the first gold answer stands in the passage that was read: 0 head, 1 end"),
     Column("answer_distance", "int", "characters from the end of the answer's last place to the passage's end"),
+    Column(
+        "answer_distance_tokens", "int", "the same in tokens, once `--tokenizer` or `count_tokens` has counted them"
+    ),
     Column("target", "str", "the gold answer that the task names"),
     Column("targets", "list[str]", "all gold answers"),
     Column(

@@ -16,7 +16,25 @@ from jrt_eval.prompts.tokenization import Tokenizer, load
 SHARED = Path(__file__).parents[2].parent / "shared"
 NAMES = ["gpt2", "gpt-neox-20b"]
 WORDS = st.sampled_from(
-    ["the", "a", "I'm", "'s", "x", "é", "e\u0301", "\u0301", "日本", "12", ",", ".", "…", "😀", "\u00a0", "<|endoftext|>", "ﬁ"]
+    [
+        "the",
+        "a",
+        "I'm",
+        "'s",
+        "x",
+        "é",
+        "e\u0301",
+        "\u0301",
+        "日本",
+        "12",
+        ",",
+        ".",
+        "…",
+        "😀",
+        "\u00a0",
+        "<|endoftext|>",
+        "ﬁ",
+    ]
 )
 TEXTS = st.lists(st.tuples(WORDS, st.sampled_from(["", " ", "  ", "\n", "\t ", " \n ", "   "])), max_size=40).map(
     lambda parts: "".join(word + blank for word, blank in parts)
@@ -131,5 +149,8 @@ def test_prompts_import_neither_torch_nor_lm_eval() -> None:
     import subprocess
     import sys
 
-    code = "import sys, jrt_eval.prompts, jrt_eval.prompts.documents, jrt_eval.prompts.metrics; print([m for m in ('torch', 'lm_eval', 'transformers', 'datasets') if m in sys.modules])"
+    code = (
+        "import sys, jrt_eval.prompts, jrt_eval.prompts.documents, jrt_eval.prompts.metrics; "
+        "print([m for m in ('torch', 'lm_eval', 'transformers', 'datasets') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

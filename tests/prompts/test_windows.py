@@ -46,7 +46,10 @@ def test_alternatives_only_where_no_anchor_matches() -> None:
 
 
 def test_short_anchors_drop() -> None:
-    assert unfit(("a", "long")) and unfit(("",)) and not unfit(()) and not unfit(("ab",))
+    assert unfit(("a", "long"))
+    assert unfit(("",))
+    assert not unfit(())
+    assert not unfit(("ab",))
 
 
 @pytest.mark.parametrize(
@@ -102,18 +105,21 @@ def test_windows_are_the_definitions(name: str, context_length: int, shared: Pat
 def test_tok_pos_counts_only_where_nothing_matches_and_the_document_is_long(gpt2: tokenization.Tokenizer) -> None:
     text = "one two three four five six seven eight nine ten " * 10
     near, far = (cut([Source(text, ("absent",), (), at)], gpt2, Budget(70))[0] for at in (10, None))
-    assert near and far
+    assert near
+    assert far
     assert (near.start, near.end, near.answer_position) == (0, 20, 10)
-    assert far.answer_position is None and far.end == far.document_tokens
+    assert far.answer_position is None
+    assert far.end == far.document_tokens
     found = cut([Source(text, ("three",), (), 90)], gpt2, Budget(70))[0]
-    assert found and found.answer_position == 2 + 1  # "one two " is three tokens: the blank before "three" is its own here
+    assert found
+    assert found.answer_position == 2 + 1
 
 
 def test_order_chunks_and_neighbours_change_nothing(
     gpt2: tokenization.Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = random.Random(1)
-    words = "alpha beta gamma, delta. epsilon\nzeta eta's theta".split(" ")
+    words = ["alpha", "beta", "gamma,", "delta.", "epsilon\nzeta", "eta's", "theta"]
     sources = [Source(" ".join(rng.choices(words, k=rng.randrange(5, 300))), ("delta",)) for _ in range(40)]
     together = cut(sources, gpt2, Budget(100))
     alone = [cut([source], gpt2, Budget(100))[0] for source in sources]
@@ -135,7 +141,9 @@ def test_no_window(name: str | None) -> None:
     assert Budget.of(name, 50) is None
 
 
-@pytest.mark.parametrize(("context", "answer"), [(0, 50), (-1, 0), (50, 50), ("x", 1), (1.5, 1), (None or [], 1), (9, "x")])
+@pytest.mark.parametrize(
+    ("context", "answer"), [(0, 50), (-1, 0), (50, 50), ("x", 1), (1.5, 1), (None or [], 1), (9, "x")]
+)
 def test_bad_budgets(context: object, answer: object) -> None:
     with pytest.raises(UserError):
         Budget.of(context, answer)

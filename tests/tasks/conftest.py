@@ -14,7 +14,7 @@ from jrt_eval.plugin import task_folder
 
 @pytest.fixture(scope="session")
 def load() -> Callable[..., Any]:
-    """`load("jrt_swde", data_dir=..., tokenizer=...)`: the task that lm-eval's TaskManager makes with these metadata."""
+    """`load("jrt_swde", data_dir=..., tokenizer=...)`: the task that TaskManager makes with these metadata."""
     from lm_eval.tasks import TaskManager, get_task_dict
 
     def load_task(name: str, *, include: Path | None = None, **metadata: Any) -> Any:

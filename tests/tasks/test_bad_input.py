@@ -28,14 +28,27 @@ def without(row: dict[str, Any], field: str) -> dict[str, Any]:
         pytest.param("drop", [DROP, without(DROP, "answers")], ["line 2", "'answers' is missing"], id="field missing"),
         pytest.param("drop", [{**DROP, "question": None}], ["line 1", "'question' is null"], id="null"),
         pytest.param("fda", [FDA, FDA, {**FDA, "value": 12}], ["line 3", "'value'", "number"], id="answer a number"),
-        pytest.param("drop", [{**DROP, "answers": ["a", 2]}], ["line 1", "'answers', entry 1", "number"], id="answer in list"),
+        pytest.param(
+            "drop", [{**DROP, "answers": ["a", 2]}], ["line 1", "'answers', entry 1", "number"], id="answer in list"
+        ),
         pytest.param("drop", [{**DROP, "answers": {"a": 1}}], ["'answers'", "object"], id="answers an object"),
-        pytest.param("drop", [DROP, "", '{"context": "x"'], ["line 3", "malformed JSON"], id="malformed after a blank line"),
+        pytest.param(
+            "drop", [DROP, "", '{"context": "x"'], ["line 3", "malformed JSON"], id="malformed after a blank line"
+        ),
         pytest.param("drop", [DROP, "[1]"], ["line 2", "object is needed", "list"], id="no object"),
         pytest.param("drop", [], ["empty"], id="empty file"),
-        pytest.param("drop", [FDA], ["line 1", "'context' is missing", "needs context", "the row has doc_id"], id="schema"),
+        pytest.param(
+            "drop", [FDA], ["line 1", "'context' is missing", "needs context", "the row has doc_id"], id="schema"
+        ),
         pytest.param("nq_1024", [{**NQ, "tok_pos": "far"}], ["line 1", "'tok_pos'"], id="tok_pos a string"),
         pytest.param("nq_1024", [{**NQ, "alt_answers": [None]}], ["'alt_answers', entry 0", "null"], id="alt_answers"),
+        pytest.param(
+            "drop",
+            ['{"context": "\\ud800", "question": "", "orig_question": "", "answers": []}'],
+            ["line 1", "'context' has half a surrogate pair"],
+            id="half a character",
+        ),
+        pytest.param("drop", [{**DROP, "doc_id": 1}, {**DROP, "doc_id": "b"}], ["changes its type"], id="mixed types"),
         pytest.param("nq_1024", [{**NQ, "answers": ["x"]}], ["all 1 documents dropped"], id="nothing left"),
     ],
 )
@@ -57,6 +70,7 @@ def test_rows(
     ("metadata", "said"),
     [
         ({"context_length": -5}, "context_length is -5"),
+        ({"context_length": -3.0}, "context_length is -3:"),
         ({"context_length": 50}, "more than answer_length (50)"),
         ({"context_length": 10.5}, "context_length is 10.5"),
         ({"context_length": "long"}, "whole number"),
@@ -120,6 +134,9 @@ def test_hub_without_network(load: Callable[..., Any], monkeypatch: pytest.Monke
         ("{text: context, answer: answers}", "unknown key 'answer' (did you mean 'answers'?)"),
         ("{answers: answers, question: question}", "'text' is missing"),
         ("{text: context, answers: answers}", "'question' is missing"),
+        ("{text: context, answers: answers, question: quesion}", "field 'quesion' is missing"),
+        ("{text: context, answers: answers, question: '{{quesion}}?'}", "line 1: the template of 'question'"),
+        ("{text: context, answers: answers, question: '{{question'}", "line 1: the template of 'question'"),
         ("{text: 3, answers: answers, question: question}", "text holds 3"),
         ("context", "must map text"),
     ],
@@ -130,11 +147,13 @@ def test_document_in_yaml(
     from jrt_eval.plugin import task_folder
 
     include = task_folder() / "template" / "read_once_yaml"
-    (tmp_path / "mine.yaml").write_text(f"include: {include}\ntask: mine\ndataset_path: based_drop\ndocument: {document}\n")
+    (tmp_path / "mine.yaml").write_text(
+        f"include: {include}\ntask: mine\ndataset_path: based_drop\ndocument: {document}\n"
+    )
     with pytest.raises(UserError) as error:
         load("mine", include=tmp_path, data_dir=write("based_drop", [DROP]), context_length=None)
     assert said in str(error.value)
-    assert "task mine" in str(error.value)
+    assert "task mine" in str(error.value) or "validation.jsonl, line 1" in str(error.value)
 
 
 def test_lm_eval_prints_one_line(write: Callable[..., str]) -> None:

@@ -18,7 +18,9 @@ def nq(number: int, context: str, answer: str, **more: Any) -> dict[str, Any]:
             "answers": [answer], "tok_pos": 0, **more}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["jrt_swde", "jrt_fda_twice", "jrt_drop", "jrt_sample", "jrt_sample_twice"])
+@pytest.mark.parametrize(
+    "name", ["jrt_swde", "jrt_fda_twice", "jrt_squad", "jrt_drop", "jrt_nq_1024", "jrt_sample", "jrt_sample_twice"]
+)
 def test_examples_come_from_other_documents(name: str, shared: Path, load: Callable[..., Any]) -> None:
     task = load(name, data_dir=str(shared / "data" / "hub"), context_length=None)
     task.set_config("num_fewshot", 2)
@@ -128,6 +130,8 @@ def test_columns_for_analysis(write: Callable[..., str], load: Callable[..., Any
     assert found["jrt_answer_position"] == len(ids[1])
     assert absent["jrt_answer_position"] is None
     assert absent["jrt_answer_depth"] is None
-    assert found["jrt_answer_depth"] == pytest.approx(found["jrt_passage"].index("Rosebud") / len(found["jrt_passage"]), abs=1e-4)
+    assert found["jrt_answer_depth"] == pytest.approx(
+        found["jrt_passage"].index("Rosebud") / len(found["jrt_passage"]), abs=1e-4
+    )
     head = load("jrt_drop", data_dir=str(shared / "data" / "hub"), tokenizer=gpt2)
     assert {doc["jrt_answer_position"] for doc in head.eval_docs} == {None}

@@ -61,7 +61,9 @@ def test_the_2k_protocol_has_leaves_of_its_own(shared: Path, tmp_path: Path) -> 
 
 
 def test_aliases_ask_the_same(manager: Any) -> None:
-    ours, theirs = (leaves(manager.load_task_or_group([f"{p}_drop_twice"]))[f"{p}_drop_twice"] for p in ("jrt", "based"))
+    ours, theirs = (
+        leaves(manager.load_task_or_group([f"{p}_drop_twice"]))[f"{p}_drop_twice"] for p in ("jrt", "based")
+    )
     for task in (ours, theirs):
         task.build_all_requests(rank=0, world_size=1)
     assert [i.args for i in ours.instances] == [i.args for i in theirs.instances]
@@ -100,7 +102,8 @@ def test_parquet_reads_as_jsonl_does(shared: Path, load: Callable[..., Any], tmp
 def test_each_folder_has_a_readme_with_a_changelog() -> None:
     for folder in (path for path in task_folder().iterdir() if list(path.glob("*.yaml"))):
         text = (folder / "README.md").read_text()
-        assert "### Changelog" in text and "### Citation" in text, folder
+        assert "### Changelog" in text, folder
+        assert "### Citation" in text, folder
         for file in folder.glob("jrt_*.yaml"):
             assert f"`{file.stem}`" in text, file
 
@@ -118,7 +121,8 @@ def test_sample_passages() -> None:
     for row in rows:
         assert 80 <= len(row["passage"].split()) <= 400
         assert row["answers"][0] in row["passage"], row["doc_id"]
-        assert row["cue"] == row["cue"].strip() and row["question"].endswith("?")
+        assert row["cue"] == row["cue"].strip()
+        assert row["question"].endswith("?")
 
 
 @pytest.mark.parametrize("variant", ["", "_twice"])

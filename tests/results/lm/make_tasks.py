@@ -26,7 +26,9 @@ def documents(name: str, count: int) -> list[dict[str, str]]:
         asked = draw.choice(people)
         passage = " ".join(f"The {noun} of {person} is {value}." for person, value in told.items())
         cue = f"The {noun} of {asked} is"
-        rows.append({"doc_id": f"{name}-{index}", "passage": passage, "question": cue, "cue": cue, "value": told[asked]})
+        rows.append(
+            {"doc_id": f"{name}-{index}", "passage": passage, "question": cue, "cue": cue, "value": told[asked]}
+        )
     return rows
 
 
@@ -40,7 +42,10 @@ def make(folder: Path, count: int = 40) -> Path:
     for name in FACTS:
         data = folder / f"{name}.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in documents(name, count)), encoding="utf-8")
-        for variant, text in (("", "{{passage}} {{cue}}"), ("_twice", "{{question}}? {{passage}}\\n{{passage}} {{cue}}")):
+        for variant, text in (
+            ("", "{{passage}} {{cue}}"),
+            ("_twice", "{{question}}? {{passage}}\\n{{passage}} {{cue}}"),
+        ):
             tasks.append(f"jrt_{name}{variant}")
             (folder / f"{tasks[-1]}.yaml").write_text(
                 f'include: _facts_yaml\ntask: {tasks[-1]}\ndataset_kwargs: {{data_files: {{test: "{data}"}}}}\n'

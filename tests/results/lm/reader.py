@@ -45,18 +45,21 @@ class Reader(LM):
     def answer(self, prompt: str) -> str:
         body, cue = re.match(r"(.*?)([^.\n]*)$", prompt, re.DOTALL).groups()  # type: ignore[union-attr]
         cue = cue.strip()
-        for found in re.finditer(re.escape(cue) + r" ([^.?\n]+)\.", body, re.IGNORECASE):
+        facts = " ".join(sorted(set(re.findall(r"[^.?\n]+ is [^.?\n]+\.", body))))  # the same read once and twice
+        copies = list(re.finditer(re.escape(cue) + r" ([^.?\n]+)\.", body, re.IGNORECASE))
+        slips = draw(self.name, "slip", prompt) < 0.06
+        for copy, found in enumerate([] if slips else reversed(copies)):
             distance = len(body) - found.end()
-            if draw(self.name, cue, prompt[:40], str(found.start())) < 0.5 ** (distance / self.memory):
-                return " " + found[1].strip() + "."
-        kind = draw(self.name, "kind", prompt)
+            if draw(self.name, cue, facts, str(copy)) < 0.5 ** (distance / self.memory):
+                return f" {found[1].strip()}."
+        kind = draw(self.name, "kind", facts)
         values = re.findall(r" is ([A-Za-z0-9]+)\.", body)
         if kind < 0.15 or not values:
             return ""
         if kind < 0.3:
             return " the same the same the same the same the same"
         if kind < 0.75:
-            return " " + values[int(draw(self.name, "other", prompt) * len(values))] + "."
+            return f" {values[int(draw(self.name, 'other', facts) * len(values))]}."
         return " nobody knows"
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
