@@ -11,6 +11,8 @@ from jrt_eval.errors import install_excepthook, nearest
 
 # command -> (module:object, the line that `jrt-eval --help` shows)
 COMMANDS = {
+    "demo": ("jrt_eval.demo:demo", "Run the main job from end to end with small local models."),
+    "train": ("jrt_eval.training.command:train", "Train a model from scratch, or go on where it stopped."),
     "doctor": ("jrt_eval.doctor:doctor", "Say what is live here, and why the rest is not."),
     "sweep": ("jrt_eval.sweep.cli:sweep", "Run models x tasks x settings through lm_eval, resumable."),
     "collect": ("jrt_eval.results.commands:collect", "Collect lm-eval output into data frames (parquet, CSV)."),
@@ -19,6 +21,7 @@ COMMANDS = {
         "Once against twice, or model against model, on the same documents.",
     ),
     "report": ("jrt_eval.results.commands:report", "One HTML page: tables, plots and a browser of documents."),
+    "bench": ("jrt_eval.bench.cli:bench", "Measure the kernels and the models on this machine."),
 }
 
 

@@ -1,6 +1,6 @@
 """`jrt-eval demo`: the main job from end to end, on this machine, with nothing downloaded.
 
-Runs stock `lm_eval` on a read-once task and its read-twice variant with small local models, and shows both side by side.
+Runs stock `lm_eval` with small local models on a read-once task and its read-twice variant, and shows both side by side.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import click
 
@@ -57,9 +58,11 @@ def build_local_models(folder: Path) -> list[Path]:
     from jrt_eval.plugin import task_folder
 
     tokenizer = ByteLevelBPETokenizer()
-    text = (task_folder() / "jrt_sample").glob("*.jsonl")
-    passages = [value for file in text for line in file.read_text().splitlines() for value in json.loads(line).values()]
-    tokenizer.train_from_iterator([p for p in passages if isinstance(p, str)], vocab_size=1024, special_tokens=["<|endoftext|>"])
+    lines = (task_folder() / "jrt_sample" / "validation.jsonl").read_text(encoding="utf-8").splitlines()
+    passages = [value for line in lines for value in json.loads(line).values()]
+    tokenizer.train_from_iterator(
+        [p for p in passages if isinstance(p, str)], vocab_size=1024, special_tokens=["<|endoftext|>"]
+    )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, eos_token="<|endoftext|>")
 
     written = []
@@ -83,3 +86,47 @@ def run_lm_eval(model: str, tasks: str, output: Path, metadata: dict[str, str], 
     click.secho("$ " + " ".join(["lm_eval", *command[3:]]), bold=True)
     if subprocess.run(command).returncode != 0:
         raise UserError(f"lm_eval failed on {model}; its last lines stand above")
+
+
+def show(runs: Path) -> None:
+    """Print `contains` in percent, once against twice, a row per model and data set."""
+    from jrt_eval.results import load_results
+
+    scores = load_results(runs).scores
+    groups = scores["task"].isin(["jrt_once", "jrt_twice"])  # their means, not tasks of their own
+    scores = scores[(scores["metric"] == "contains") & scores["variant"].isin(["once", "twice"]) & ~groups]
+    wide = (
+        scores.assign(model=[Path(str(model)).name for model in scores["model"]])
+        .astype({"dataset": str, "variant": str})
+        .pivot_table(index=["model", "dataset"], columns="variant", values=["value", "stderr", "n"])
+    )
+    click.echo(f"\n{'model':<16}{'documents':<14}{'n':>5}{'once':>14}{'twice':>14}{'gain':>8}")
+    for key, row in wide.iterrows():
+        model, dataset = cast("tuple[str, str]", key)
+        once, twice = 100 * row["value", "once"], 100 * row["value", "twice"]
+        errors = 100 * row["stderr", "once"], 100 * row["stderr", "twice"]
+        cells = f"{once:6.1f} ± {errors[0]:4.1f}", f"{twice:6.1f} ± {errors[1]:4.1f}"
+        click.echo(f"{model:<16}{dataset:<14}{row['n', 'once']:5.0f}{cells[0]:>14}{cells[1]:>14}{twice - once:+8.1f}")
+    click.echo("(% of answers that contain the gold one ± standard error; `jrt-eval compare` has paired intervals)")
+
+
+@click.command()
+@click.option("-o", "--output", default="runs/demo", show_default=True, help="Folder for models and lm-eval output.")
+@click.option("--data-dir", help="Real documents instead: <data-dir>/<dataset>/validation.jsonl (docs/tasks.md).")
+@click.option("--limit", type=click.IntRange(1), help="Only so many documents of each task.")
+def demo(output: str, data_dir: str | None, limit: int | None) -> None:
+    """Run lm_eval on read-once and read-twice tasks with small local models, and show both side by side.
+
+    Without --data-dir it reads the passages that ship with jrt-eval. Nothing is downloaded.
+    """
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise UserError(f"--data-dir {data_dir}: no such folder")
+    folder = Path(output)
+    click.echo("These models are built here with random weights: they show the way, not what a model recalls.\n")
+    models = build_local_models(folder / "models")
+    tasks = "jrt_sample,jrt_sample_twice" if data_dir is None else "jrt_prompt"
+    metadata = {} if data_dir is None else {"data_dir": data_dir}
+    for model in models:
+        run_lm_eval(str(model), tasks, folder / "runs", metadata, limit)
+    show(folder / "runs")
+    click.echo(f"\nEverything that was written is under {folder}. Next: jrt-eval collect {folder / 'runs'}")

@@ -58,7 +58,7 @@ def _whole(name: str, value: Any) -> int:
     return number
 
 
-class JRTLM(TemplateLM):
+class JRTLM(TemplateLM):  # type: ignore[misc]
     """The language model behind `--model jrt` (aliases `jrt_lm`, `based_lm`).
 
     pretrained (alias checkpoint_name): hub id, folder, or a module of `jrt_eval.load_model`. tokenizer: hub id,
@@ -168,7 +168,9 @@ class JRTLM(TemplateLM):
         except RuntimeError:
             raise UserError(f"device={name} is no device that torch knows (cpu, cuda, cuda:1, mps)") from None
         if self._device.type == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"device={name}, but torch {torch.__version__} sees no GPU here")
+            # lm-eval's command line says cuda:0 where the user says nothing
+            log.warning("torch %s sees no GPU: running on the CPU instead of %s", torch.__version__, name)
+            self._device = torch.device("cpu")
 
     def _default_tokenizer(self) -> str:
         """The checkpoint's own tokenizer, or the one that its family was trained with."""
@@ -211,7 +213,7 @@ class JRTLM(TemplateLM):
         return self._model.config
 
     @property
-    def eot_token_id(self) -> int | None:  # type: ignore[override]
+    def eot_token_id(self) -> int | None:
         """End of text; None where neither tokenizer nor config has one inside the vocabulary."""
         end = self.tokenizer.eos_token_id
         return int(end) if end is not None else None
@@ -335,7 +337,10 @@ class JRTLM(TemplateLM):
     # --- batches
 
     def _rows(self, longest: int, run: Callable[[int], Any]) -> int:
-        """Rows that fit a batch whose longest has `longest` tokens; `run(rows)` tries so many on the GPU."""
+        """Rows that fit a batch whose longest has `longest` tokens; `run(rows)` tries so many on the GPU.
+
+        Ranks decide for themselves: they may hold different groups of requests, and no answer depends on the batch.
+        """
         if not self._auto_batch:
             return self._batch_size
         if self._device.type != "cuda":
@@ -350,8 +355,6 @@ class JRTLM(TemplateLM):
                     torch.cuda.empty_cache()
                     rows //= 2
             torch.cuda.empty_cache()
-        if self.world_size > 1:
-            rows = int(self.all_gather(torch.tensor(rows, device=self.device)).min())
         log.info("batch_size=auto: %d rows at up to %d tokens", rows, longest)
         self.batch_sizes[longest] = rows
         return rows

@@ -15,10 +15,12 @@ from jrt_eval.kernels.api import (
     taylor_linear_attention,
     taylor_step,
 )
+from jrt_eval.kernels.compiled import Status, status
 from jrt_eval.kernels.features import feature_map, num_features
 from jrt_eval.kernels.states import TaylorState, WindowState
 
 __all__ = [
+    "Status",
     "TaylorState",
     "WindowState",
     "causal_dot_product",
@@ -29,6 +31,7 @@ __all__ = [
     "num_features",
     "sliding_window_attention",
     "sliding_window_step",
+    "status",
     "taylor_linear_attention",
     "taylor_step",
 ]

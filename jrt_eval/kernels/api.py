@@ -85,8 +85,10 @@ def taylor_step(
         y (batch, heads, head_dim)
     """
     name = "taylor_step"
-    checks.qkv(name, q, k, v, 3)
-    checks.taylor_state(name, state.kv, state.k, v, q.shape[-1], in_place=True)
+    kv, k_sum = state
+    if not checks.step_fits(q, k, v, kv, k_sum):
+        checks.qkv(name, q, k, v, 3)
+        checks.taylor_state(name, kv, k_sum, v, q.shape[-1], in_place=True)
     if decay is not None:
         checks.shaped(name, "decay", decay, (v.shape[1],), v.device)
     y: Tensor = select(name, v, backend)(q, k, v, state, decay)

@@ -61,14 +61,29 @@ def writable(operator: str, name: str, x: Tensor) -> None:
         fail(f"{operator}: {name} is updated in place and must not require a gradient; pass {name}.detach()")
 
 
-def apart(operator: str, **tensors: Tensor) -> None:
-    """No two of these begin at the same place: one of them is written."""
-    names = list(tensors)
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            a, b = tensors[one], tensors[other]
-            if a.numel() and b.numel() and a.data_ptr() == b.data_ptr():
-                fail(f"{operator}: {one} and {other} share memory, and {one} is written; clone one of them")
+def step_fits(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor) -> bool:
+    """Whether a decode step's arguments are plainly right: one look at each, since a step takes microseconds. If not, ask why."""
+    shape, dtype, device = q.shape, v.dtype, v.get_device()
+    if len(shape) != 3 or k.shape != shape:
+        return False
+    batch, heads, dim = shape
+    n, f = num_features(dim), v.shape[-1]
+    return (
+        v.shape == (batch, heads, f)
+        and kv.shape == (batch, heads, n, f)
+        and k_sum.shape == (batch, heads, n)
+        and q.dtype is dtype
+        and k.dtype is dtype
+        and dtype in FLOATS
+        and q.get_device() == device
+        and k.get_device() == device
+        and kv.get_device() == device
+        and k_sum.get_device() == device
+        and kv.is_contiguous()
+        and k_sum.is_contiguous()
+        and not kv.requires_grad
+        and not k_sum.requires_grad
+    )
 
 
 def _shape(x: Tensor) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """Which implementation computes an operator: a table of operator x backend.
 
-A backend is a name, a device type, a reason why it is not available (or None), and a function per operator it has. "torch" is the
-reference, has them all and takes any device; adding a backend is one `Backend` in `BACKENDS`.
+A backend is a name, a device type, a reason why it is not available (or None), and a function per operator it has. "torch" is
+the reference, has them all and takes any device; adding a backend is one `Backend` in `BACKENDS`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jrt_eval.errors import UserError, nearest
-from jrt_eval.kernels import reference
+from jrt_eval.kernels import compiled, reference
 
 log = logging.getLogger("jrt_eval.kernels")
 
@@ -43,13 +43,24 @@ class Backend:
 
 _HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 
+
+def _cpu() -> dict[str, Callable[..., Any]]:
+    if compiled.missing is not None:
+        return {}
+    from jrt_eval.kernels import cpu
+
+    return {name: getattr(cpu, name) for name in OPERATORS}
+
+
 BACKENDS: dict[str, Backend] = {
+    "cpu": Backend("cpu", _HALF_AND_SINGLE, _cpu(), compiled.missing),
     "torch": Backend(None, (*_HALF_AND_SINGLE, torch.float64), {name: getattr(reference, name) for name in OPERATORS}),
 }
 
 # `auto`: the first of these that has the operator, for the device and dtype at hand.
 AUTO = tuple(name for name in BACKENDS if name != "torch")
 
+_chosen: dict[tuple[str, str, torch.dtype, str], Callable[..., Any]] = {}
 _said: set[tuple[str, str]] = set()
 
 
@@ -58,15 +69,26 @@ def select(operator: str, like: Tensor, backend: str) -> Callable[..., Any]:
 
     Raises UserError for a backend that is unknown, unavailable here, or does not take this device or dtype.
     """
+    chosen = _chosen.get((operator, like.device.type, like.dtype, backend))
+    if chosen is None:
+        chosen = _choose(operator, like, backend)
+        if not torch.compiler.is_compiling():
+            _chosen[operator, like.device.type, like.dtype, backend] = chosen
+    return chosen
+
+
+def _choose(operator: str, like: Tensor, backend: str) -> Callable[..., Any]:
     if backend == "auto":
         device = like.device.type
         for name in AUTO:
             entry = BACKENDS[name]
-            if entry.device == device and operator in entry.operators and like.dtype in entry.dtypes:
-                if entry.missing is None:
-                    _say(device, f"kernels on {device}: the compiled ones ({name!r})")
-                    return entry.operators[operator]
+            if entry.device != device or like.dtype not in entry.dtypes:
+                continue
+            if entry.missing is not None:
                 _say(device, f"kernels on {device}: PyTorch, not {name!r}: {entry.missing}")
+            elif operator in entry.operators:
+                _say(device, f"kernels on {device}: the compiled ones ({name!r})")
+                return entry.operators[operator]
         return BACKENDS["torch"].operators[operator]
     entry_ = BACKENDS.get(backend)
     if entry_ is None:

@@ -17,7 +17,8 @@ StopTest = Callable[[list[list[int]]], list[bool]]
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the next token is drawn; the names and meanings are those of transformers' `generate`."""
+    """How the next token is drawn; the names and meanings are those of transformers' `generate`, where all but
+    `repetition_penalty` are read only with `do_sample`."""
 
     do_sample: bool = False
     temperature: float = 1.0
@@ -38,18 +39,16 @@ class SamplingConfig:
         ):
             if key in given and given.pop(key) != harmless:
                 raise UserError(f"generation argument {key}: only {harmless} is known to this model")
-        known = {f.name: f for f in fields(cls)}
+        known = [f.name for f in fields(cls)]
         for key in given:
             if key not in known:
                 raise UserError(
-                    f"generation argument {key!r} is not known, these are: {', '.join(known)}"
-                    + nearest(key, list(known))
+                    f"generation argument {key!r} is not known, these are: {', '.join(known)}" + nearest(key, known)
                 )
-        sampling = cls(**{k: type(known[k].default)(v) for k, v in given.items()})
-        if "do_sample" not in given and given.get("temperature") and sampling.temperature != 1.0:
-            sampling = cls(**{**vars(sampling), "do_sample": True})
-        if sampling.do_sample and sampling.temperature <= 0:
-            sampling = cls(**{**vars(sampling), "do_sample": False, "temperature": 1.0})
+        typed = {k: type(getattr(cls, k))(v) for k, v in given.items()}
+        if typed.get("temperature", 1.0) <= 0:  # the limit of ever lower temperatures
+            typed |= {"do_sample": False, "temperature": 1.0}
+        sampling = cls(**typed)
         return sampling
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,7 +38,7 @@ class LayerNorm(nn.Module):
         return y.to(self.weight.dtype)
 
 
-_GATES = {"swiglu": F.silu, "geglu": F.gelu, "glu": torch.sigmoid}
+_GATES: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": F.silu, "geglu": F.gelu, "glu": torch.sigmoid}
 
 
 class GatedMLP(nn.Module):

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jrt_eval import minis
 from jrt_eval.errors import UserError, nearest
 from jrt_eval.models.config import parse_config, read_config
 from jrt_eval.models.model import JRTModel
@@ -87,6 +88,8 @@ class Source:
         path = Path(name).expanduser()
         if path.is_dir():
             self.folder = path
+        elif (mini := minis.find(self.name)) is not None:
+            self.folder = mini
         elif path.is_file():
             raise UserError(f"{path} is a file: name the folder that holds config.json and the weights")
         elif path.is_absolute() or self.name.startswith((".", "~")) or self.name.count("/") > 1:
@@ -223,7 +226,7 @@ def assign(
     `tensors` is emptied on the way, so that nothing is held twice. Raises `UserError` with every key that is missing,
     unexpected or misshapen.
     """
-    wanted = dict(model.named_parameters(remove_duplicate=False))
+    wanted: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     wanted |= dict(model.named_buffers(remove_duplicate=False))
     persistent = model.state_dict(keep_vars=True).keys()
     problems = [

@@ -132,7 +132,7 @@ class LinearAttention(nn.Module):
         self.out_proj = nn.Linear(self.heads * self.head_dim, dim, bias=False)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1))
+        return x.reshape(*x.shape[:-1], self.heads, -1)
 
     def _encode(self, x: Tensor, at: At) -> TaylorState | None:
         """The sums over the encoder's region, or None where nothing is encoded."""
@@ -230,7 +230,7 @@ class Attention(_Attention):
         batch, length = x.shape[:2]
         lengths = torch.full((batch,), length, device=x.device) if at.lengths is None else at.lengths
         if state is None:
-            y = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), is_causal=True)
+            y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
             return self.out_proj(y.transpose(1, 2).flatten(-2)), KVState(k, v, lengths.clone(), length)
         new = KVState(
             _longer(state.k, state.used, length),

@@ -44,7 +44,8 @@ class ModelState:
             if isinstance(state, Tensor):
                 return state.index_select(0, rows)
             if isinstance(state, KVState):
-                return KVState(*(t.index_select(0, rows) for t in (state.k, state.v, state.length)), state.used)
+                k, v, length = (t.index_select(0, rows) for t in (state.k, state.v, state.length))
+                return KVState(k, v, length, state.used)
             return type(state)(*(t.index_select(0, rows) for t in state))
 
         return ModelState([pick(s) for s in self.layers], self.length.index_select(0, rows))
@@ -229,6 +230,7 @@ class JRTModel(nn.Module):
         ln_f: Any = self.transformer.ln_f
         return ln_f(r), ModelState(states, seen.clone())
 
+    @torch.no_grad()
     def step(self, tokens: Tensor, state: ModelState) -> Tensor:
         """Logits (batch, padded vocabulary) after one more token per row, tokens (batch,); `state` is updated in
         place.
@@ -261,6 +263,7 @@ class JRTModel(nn.Module):
 
     # --- prompts
 
+    @torch.no_grad()
     def prefill(self, prompts: list[list[int]], *, short_prompt: str = "left_pad") -> tuple[Tensor, ModelState]:
         """Read prompts of any lengths: logits after each one's last token (batch, padded vocabulary), and the state."""
         x, state, last = self._read(prompts, short_prompt)
@@ -410,7 +413,7 @@ def score_tokens(
         wanted = targets[start : start + piece]
         logps.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(-1))
         greedy.append(logits.argmax(-1) == wanted)
-    return list(zip(torch.cat(logps).split(sizes), torch.cat(greedy).split(sizes), strict=True))
+    return list(zip(torch.split(torch.cat(logps), sizes), torch.split(torch.cat(greedy), sizes), strict=True))
 
 
 def initialise(model: JRTModel, generator: torch.Generator | None = None) -> None:

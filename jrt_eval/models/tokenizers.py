@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from jrt_eval import minis
 from jrt_eval.errors import UserError
 
 _END = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOS]")
@@ -16,7 +17,7 @@ def load_tokenizer(name: str | Path, revision: str | None = None, *, trust_remot
     Beside what transformers reads, a folder may hold only GPT-2's `vocab.json` and `merges.txt`, or only a
     `tokenizer.json`; then the end-of-text token is the first of the usual names that its vocabulary has.
     """
-    folder = Path(name).expanduser()
+    folder = minis.find(str(name)) or Path(name).expanduser()
     try:
         if folder.is_dir():
             if (folder / "tokenizer_config.json").is_file():
@@ -33,7 +34,9 @@ def load_tokenizer(name: str | Path, revision: str | None = None, *, trust_remot
                 )
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(
+            str(folder) if folder.is_dir() else str(name), revision=revision, trust_remote_code=trust_remote_code
+        )
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 - transformers and tokenizers raise many kinds

@@ -6,8 +6,8 @@ data sets. It yields `Parts`; the task's YAML says how they are put together:
     once    {{jrt_passage}} {{jrt_cue}}
     twice   {{jrt_question}} {{jrt_passage}} <newline> {{jrt_passage}} {{jrt_cue}}
 
-The orders in which white space and dots are stripped look arbitrary and are not: scores are compared with published ones,
-and a stray blank before the answer has cost ports of this method twenty points.
+The orders in which white space and dots are stripped look arbitrary and are not: scores are compared with published
+ones, and a stray blank before the answer has cost ports of this method twenty points.
 """
 
 from __future__ import annotations
@@ -81,8 +81,9 @@ def squad(doc: Mapping[str, Any], field: str, variant: str) -> Parts:
 
 def _cloze(context: str, doc: Mapping[str, Any], variant: str, question: str, once_only: bool = False) -> Parts:
     cue = doc["question"].strip()
-    passage = cut_echo(context, cue, repeatedly=not (once_only and variant == "once"),
-                       match_case=once_only and variant == "once")
+    passage = cut_echo(
+        context, cue, repeatedly=not (once_only and variant == "once"), match_case=once_only and variant == "once"
+    )
     passage = passage.strip().strip(".")
     return Parts((passage if variant == "once" else passage.strip()) + ".", question, cue)
 
@@ -103,7 +104,7 @@ def triviaqa(doc: Mapping[str, Any], field: str, variant: str) -> Parts:
 
 
 def plain(doc: Mapping[str, Any], field: str, variant: str) -> Parts:
-    """The passage stripped, and without the cue where it ends with it; question and cue as the task's YAML gives them."""
+    """The passage stripped, without the cue where it ends with it; question and cue as the task's YAML gives them."""
     cue, question = doc["jrt_cue"].strip(), doc["jrt_question"].strip()
     return Parts(cut_echo(doc[field].strip(), cue).strip(), question, cue)
 

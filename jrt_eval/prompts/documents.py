@@ -4,7 +4,7 @@
 
     jrt_row               index of the row in the data set; the same document has the same one in every variant
     jrt_document          names of the document; rows that share one are of the same document
-    jrt_passage, jrt_question, jrt_cue, jrt_first   the prompt's parts (jrt_eval.prompts.clean)
+    jrt_passage, jrt_question, jrt_cue   the prompt's parts (jrt_eval.prompts.clean); squad has jrt_first too
     jrt_answers           the gold answers, a list of strings
     jrt_document_tokens   tokens of the whole document, before the window cut it
     jrt_answer_position   tokens before the answer in the whole document
@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from typing import Any
 from jrt_eval.errors import UserError, nearest
 from jrt_eval.prompts import clean
 from jrt_eval.prompts.tokenization import Tokenizer
-from jrt_eval.prompts.windows import Budget, Source, Window, cut, find, unfit
+from jrt_eval.prompts.windows import Budget, Source, Window, cut, find
 
 STYLE_FIELDS: dict[str, tuple[str, ...]] = {
     "plain": (),
@@ -48,7 +48,8 @@ class DocumentSpec:
     text: the field that holds the document, which is windowed. answers: the field with the answer or the list of them.
     question, cue (style plain): what a twice prompt opens with, and what every prompt ends with; a field's name or a
     Jinja template over the row. cue: the question, unless given. style, variant: see `jrt_eval.prompts.clean`.
-    anchors: fields whose first match centres the window (of a list: its first); the answers, unless given. [] : the head.
+    anchors: fields whose first match centres the window (of a list: its first); the answers, unless given. []: the
+    head. alternatives, tok_pos: the fields that say where else an answer may stand.
     identity: fields that name the document. keep: more fields to keep for the prompt template or the sample files.
     """
 
@@ -97,12 +98,10 @@ class DocumentSpec:
 
     def required(self) -> dict[str, None]:
         """The fields that a row must have as strings, in order; `answers` may be a list of strings."""
-        names = [self.text, *STYLE_FIELDS[self.style], *self.anchors, *self.identity_required(), self.answers, *self.keep]
+        names = [self.text, *STYLE_FIELDS[self.style], *self.anchors, self.answers, *self.keep]
+        if self.style == "plain":  # "ask" is a field, "{{ask}}" and "Answer:" are templates
+            names += [name for name in (self.question, self.cue) if name and name.isidentifier()]
         return dict.fromkeys(names)
-
-    def identity_required(self) -> tuple[str, ...]:
-        """No field of `identity` is required: data sets spell it in different ways."""
-        return ()
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,9 @@ def load_rows(
             if path.is_file():
                 return _read(path)
     if data_dir:
-        raise UserError(f"no {split}.jsonl or {split}.parquet in {looked[0]}: data_dir must hold {folder}/{split}.jsonl")
+        raise UserError(
+            f"no {split}.jsonl or {split}.parquet in {looked[0]}: data_dir must hold {folder}/{split}.jsonl"
+        )
     return _hub(dataset, name, split, {**kwargs, **({"revision": revision} if revision else {})})
 
 
@@ -176,7 +177,7 @@ def _read(path: Path) -> Rows:
     else:
         rows, numbers = _read_jsonl(path)
     if not rows:
-        raise UserError(f"{path} is empty: it must hold a document per line" if numbers == [] else str(path))
+        raise UserError(f"{path} is empty: it must hold a row per document")
     return Rows(str(path), rows, key, "line" if numbers else "row", numbers)
 
 
@@ -220,7 +221,7 @@ def _hub(dataset: str, name: str | None, split: str, kwargs: dict[str, Any]) -> 
     except Exception as error:  # `datasets` raises what its many backends raise
         raise UserError(
             f"cannot load data set {dataset!r} (split {split}) from the hub: {_first_line(error)}; offline, give "
-            f'--metadata data_dir=FOLDER with {dataset.rsplit("/", 1)[-1]}/{split}.jsonl; another id: '
+            f"--metadata data_dir=FOLDER with {dataset.rsplit('/', 1)[-1]}/{split}.jsonl; another id: "
             f'--metadata \'{{"dataset": {{"{dataset}": "OTHER_ID"}}}}\''
         ) from error
     rows = list(loaded)
@@ -245,30 +246,41 @@ def check(rows: Rows, spec: DocumentSpec) -> None:
     for index, row in enumerate(rows.rows):
         for name in required:
             if name not in row:
-                have = ", ".join(map(str, row))
                 raise UserError(
-                    f"{rows.place(index)}: field {name!r} is missing: this task needs {', '.join(required)}, the row has {have}"
+                    f"{rows.place(index)}: field {name!r} is missing: this task needs {', '.join(required)}, "
+                    f"the row has {', '.join(map(str, row))}"
                 )
             value = row[name]
             if value is None:
                 raise UserError(f"{rows.place(index)}: field {name!r} is null")
             if name == spec.answers or name in spec.anchors:
                 _check_strings(rows.place(index), name, value)
-            elif not isinstance(value, str) and name not in spec.keep:
+            elif isinstance(value, str):
+                _check_unicode(rows.place(index), name, value)
+            elif name not in spec.keep:
                 raise UserError(f"{rows.place(index)}: field {name!r} must be a string, this is a {_kind(value)}")
         if (others := row.get(spec.alternatives)) is not None:
             _check_strings(rows.place(index), spec.alternatives, others)
         _tok_pos(rows.place(index), spec, row)
 
 
+def _check_unicode(place: str, name: str, value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{place}: field {name!r} has half a surrogate pair at character {error.start}") from None
+
+
 def _check_strings(place: str, name: str, value: Any) -> None:
     if isinstance(value, str):
+        _check_unicode(place, name, value)
         return
     if not isinstance(value, (list, tuple)):
         raise UserError(f"{place}: field {name!r} must be a string or a list of strings, this is a {_kind(value)}")
     for index, item in enumerate(value):
         if not isinstance(item, str):
             raise UserError(f"{place}: field {name!r}, entry {index}, must be a string, this is a {_kind(item)}")
+        _check_unicode(place, name, item)
 
 
 def _tok_pos(place: str, spec: DocumentSpec, row: Mapping[str, Any]) -> int | None:
@@ -350,8 +362,8 @@ def prepare(
             document[spec.text] = window.text
         answers = _strings(row[spec.answers])
         mute += not answers
-        parts = clean.parts(spec.style, spec.variant, {**document, **_rendered(spec, row)}, spec.text)
-        read = parts.passage if parts.first is None else parts.first
+        rendered = _rendered(rows.place(index), spec, row)
+        parts = clean.parts(spec.style, spec.variant, {**document, **rendered}, spec.text)
         documents.append(
             {
                 **document,
@@ -360,7 +372,7 @@ def prepare(
                 "jrt_passage": parts.passage,
                 "jrt_question": parts.question,
                 "jrt_cue": parts.cue,
-                "jrt_first": read,
+                **({"jrt_first": parts.first} if parts.first is not None else {}),
                 "jrt_answers": answers,
                 "jrt_document_tokens": window.document_tokens if window else None,
                 "jrt_answer_position": window.answer_position if window else None,
@@ -370,31 +382,34 @@ def prepare(
     return documents, Report(len(rows.rows), dropped, mute)
 
 
-def _rendered(spec: DocumentSpec, row: Mapping[str, Any]) -> dict[str, str]:
+def _rendered(place: str, spec: DocumentSpec, row: Mapping[str, Any]) -> dict[str, str]:
     """Question and cue of a `plain` document: fields of the row, or templates over it, as lm-eval resolves them."""
     if spec.style != "plain" or spec.question is None:
         return {}
     return {
-        "jrt_question": _field_or_template(spec.question, row),
-        "jrt_cue": _field_or_template(spec.cue if spec.cue is not None else spec.question, row),
+        "jrt_question": _field_or_template(place, "question", spec.question, row),
+        "jrt_cue": _field_or_template(place, "cue", spec.cue if spec.cue is not None else spec.question, row),
     }
 
 
-def _field_or_template(name: str, row: Mapping[str, Any]) -> str:
+def _field_or_template(place: str, part: str, name: str, row: Mapping[str, Any]) -> str:
     if name in row:
         if not isinstance(row[name], str):
-            raise UserError(f"field {name!r} must be a string, this is a {_kind(row[name])}")
+            raise UserError(f"{place}: field {name!r} must be a string, this is a {_kind(row[name])}")
         return str(row[name])
+    from jinja2 import TemplateError
     from lm_eval.utils import apply_template
 
-    return str(apply_template(name, dict(row)))
+    try:
+        return str(apply_template(name, dict(row)))
+    except TemplateError as error:
+        raise UserError(f"{place}: the template of {part!r}, {name!r}, fails: {_first_line(error)}") from None
 
 
 def _identity(spec: DocumentSpec, row: Mapping[str, Any]) -> list[str]:
-    """Short names of a row's document: its identifiers, and how its text (and squad's paragraph) begins."""
+    """Short names of a row's document: its identifiers, and how its text begins."""
     named = [(name, str(row[name])) for name in spec.identity if row.get(name) is not None]
-    texts = [spec.text, *(["context"] if spec.style == "squad" else [])]
-    named += [("text", row[name].strip()[:200]) for name in texts]
+    named.append(("text", row[spec.text].strip()[:200]))  # a cloze at its end differs from row to row
     return [hashlib.blake2b(f"{name}\0{value}".encode(), digest_size=6).hexdigest() for name, value in named]
 
 

@@ -19,7 +19,7 @@ class OtherDocuments(ContextSampler):  # type: ignore[misc]
     def sample(
         self, n: int, eval_doc: dict[str, Any] | None = None, df: Any = None, **kwargs: Any
     ) -> Sequence[dict[str, Any]]:
-        """`n` rows with an answer, none of which shares a name in `jrt_document` with `eval_doc`; `UserError` if too few."""
+        """`n` answered rows, none of which shares a name in `jrt_document` with `eval_doc`; `UserError` if too few."""
         if n == 0:
             return []
         if not hasattr(self, "_names"):

@@ -1,7 +1,7 @@
-"""The lm-eval task class behind our YAML files: stock `ConfigurableTask`, with our documents and a look at every prompt.
+"""The lm-eval task class behind our YAML files: `ConfigurableTask`, with our documents and a look at every prompt.
 
-A YAML that includes our template has `class: !function jrt_eval.prompts.task.ReadTwiceTask` and one key that stock tasks
-have not, `document:` (`jrt_eval.prompts.documents.DocumentSpec`). All else is lm-eval's: doc_to_text, metric_list, ...
+A YAML that includes our template has `class: !function jrt_eval.prompts.task.ReadTwiceTask` and one key that stock
+tasks have not, `document:` (`jrt_eval.prompts.documents.DocumentSpec`). All else is lm-eval's: doc_to_text, ...
 
 What a run did to the documents stands in lm-eval's results files, under `configs.<task>.metadata.jrt`:
 
@@ -24,13 +24,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import datasets
+import pyarrow
 from lm_eval.api.task import ConfigurableTask
 from tqdm import tqdm
 
 from jrt_eval.errors import UserError
 from jrt_eval.prompts import documents as docs
 from jrt_eval.prompts import tokenization
+from jrt_eval.prompts.fewshot import OtherDocuments
+from jrt_eval.prompts.metrics import score
 from jrt_eval.prompts.windows import Budget
+
+# All that the templates' `!function` name stands here: lm-eval before 0.4.12 needs a file per module (tasks/template/).
+__all__ = ["OtherDocuments", "ReadTwiceTask", "score"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +60,8 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
         config["metadata"]["document"] = {
             key: list(value) if isinstance(value, tuple) else value for key, value in vars(self.spec).items()
         }
+        # One split is read, and examples are rows of it.
+        config["test_split"] = config["fewshot_split"] = config.get("test_split") or "validation"
         self._tokenizer: tokenization.Tokenizer | None = None
         self._truncated: frozenset[int] | None = None
         super().__init__(data_dir, cache_dir, download_mode, config)
@@ -61,9 +69,11 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Load, check, window and clean the documents. Raises `UserError`."""
         config, metadata = self.config, self.config.metadata
-        split = config.test_split or config.validation_split or "validation"
+        split = config.test_split
         if not config.dataset_path:
-            raise UserError(f"task {config.task}: dataset_path is missing: give a hub id, or a folder's name under data_dir")
+            raise UserError(
+                f"task {config.task}: dataset_path is missing: give a hub id, or a folder's name under data_dir"
+            )
         try:
             budget = Budget.of(
                 metadata.get("context_length", CONTEXT_LENGTH), metadata.get("answer_length", ANSWER_LENGTH)
@@ -94,7 +104,10 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
         self._report(rows, report, budget)
         if not documents:
             raise UserError(f"{rows.origin}: all {report.documents} documents dropped: {docs.TOO_SHORT}")
-        self.dataset = {split: datasets.Dataset.from_list(documents)}
+        try:
+            self.dataset = {split: datasets.Dataset.from_list(documents)}
+        except (pyarrow.ArrowException, TypeError) as error:
+            raise UserError(f"{rows.origin}: a field to keep changes its type from row to row: {error}") from None
 
     def _resolve_tokenizer(self, needed: bool) -> tokenization.Tokenizer | None:
         try:
@@ -136,7 +149,7 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
                            report.without_answer, report.documents)  # fmt: skip
 
     def build_all_requests(self, *args: Any, **kwargs: Any) -> None:
-        """lm-eval's, then count the prompts that are longer than the model reads, few-shot and chat templates included."""
+        """lm-eval's, then count the prompts that are too long for the model, with their examples and chat template."""
         super().build_all_requests(*args, **kwargs)
         record = self.config.metadata["jrt"]
         record["prompts"] = len(self._instances)
@@ -159,11 +172,17 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
             lost = "its question first" if self.spec.variant == "twice" else "the document's head first"
             lost = "its examples first" if self.config.num_fewshot else lost
             logger.warning(
-                "%s: %d of %d prompts are longer than %d tokens (the model's %d less %d new ones): lm-eval cuts them from the "
-                "left, and each loses up to %d tokens, %s. Lower context_length, or raise max_length.",
+                "%s: %d of %d prompts are longer than %d tokens (the model's %d less %d new ones): lm-eval cuts them "
+                "from the left, and each loses up to %d tokens, %s. Lower context_length, or raise max_length.",
                 self.config.task, len(over), len(lengths), limit, limit + self._new_tokens(), self._new_tokens(),
                 max(over), lost,
             )  # fmt: skip
+
+    def dump_config(self) -> dict[str, Any]:
+        """lm-eval's, with the live record: before 0.4.12 lm-eval asks for it before it builds the requests."""
+        config: dict[str, Any] = super().dump_config()
+        config["metadata"]["jrt"] = self.config.metadata["jrt"]
+        return config
 
     def _new_tokens(self) -> int:
         kwargs = self.config.generation_kwargs or {}
@@ -199,12 +218,12 @@ def _missing_metadata(metadata: Any) -> dict[str, Any]:
         return {}
     from lm_eval.tasks import TaskManager
 
-    frame = sys._getframe(1)
+    frame: Any = sys._getframe(1)
     while frame is not None:
         manager = frame.f_locals.get("self")
         if isinstance(manager, TaskManager):
             return dict(manager.metadata or {})
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return {}
 
 

@@ -1,10 +1,10 @@
 """The evaluated model's tokenizer, and fast exact token counts of long documents.
 
 `tokenizers` encodes a few hundred thousand tokens a second, so windowing thousands of book-length documents would take
-minutes. Byte-level BPE never merges across the boundary before a single blank that stands between a printing character and
-an ASCII letter, so text may be encoded there piece by piece, and a piece met before needs no second encoding: the
-ids are the same, ten times sooner. Whether a tokenizer is of that kind is read off its parts and then tried on text; any
-other is asked to encode whole documents.
+minutes. Byte-level BPE never merges across the boundary before a single blank that stands between a printing character
+and an ASCII letter, so text may be encoded there piece by piece, and a piece met before needs no second encoding: the
+ids are the same, several times sooner. Whether a tokenizer is of that kind is read off its parts and then tried on text;
+any other is asked to encode whole documents.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from jrt_eval import minis
 from jrt_eval.errors import UserError
 
 # Text may be cut before a blank that stands between a printing character and an ASCII letter.
@@ -77,9 +78,7 @@ class Tokenizer:
             encoded = self.encode([*texts, *(text[:at] for text, at in zip(texts, positions, strict=True))])
             return [(ids, len(prefix)) for ids, prefix in zip(encoded, encoded[len(texts) :], strict=False)]
         pieces = [_SEAM.split(text) for text in texts]
-        prefixes = [
-            _prefix(text, parts, at) for text, parts, at in zip(texts, pieces, positions, strict=True)
-        ]
+        prefixes = [_prefix(text, parts, at) for text, parts, at in zip(texts, pieces, positions, strict=True)]
         self._learn([*(piece for parts in pieces for piece in parts), *(rest for _, rest in prefixes)])
         ids_of = self._memo.__getitem__
         result = []
@@ -122,7 +121,7 @@ def _prefix(text: str, parts: Sequence[str], position: int) -> tuple[int, str]:
 
 
 def _is_byte_level(backend: Any) -> bool:
-    """Whether the tokenizer's parts allow encoding by pieces: BPE over bytes, split by rules that look at characters alone."""
+    """Whether the tokenizer's parts allow encoding by pieces: BPE over bytes, split by rules on characters alone."""
     parts = json.loads(backend.to_str())
     model, normalizer, splitter = parts["model"], parts.get("normalizer"), parts.get("pre_tokenizer") or {}
     if model.get("type") != "BPE" or model.get("dropout") or (normalizer and normalizer["type"] != "NFC"):
@@ -146,7 +145,7 @@ def _crosses_seams(token: Mapping[str, Any]) -> bool:
 
 
 def requested(metadata: Mapping[str, Any]) -> str | None:
-    """The tokenizer that a run's metadata name: `tokenizer`, else the evaluated model (lm-eval merges model_args in)."""
+    """The tokenizer that a run's metadata name: `tokenizer`, else the evaluated model's (lm-eval adds model_args)."""
     for key in ("tokenizer", "pretrained", "checkpoint_name"):
         if isinstance(metadata.get(key), str) and metadata[key]:
             return str(metadata[key])
@@ -172,6 +171,10 @@ def load(name: str, revision: str | None = None, trust_remote_code: bool = False
 
     A checkpoint that brings none, as the released JRT and Based ones, gets the one that its vocabulary size tells.
     """
+    if (mini := minis.find(name)) is not None:
+        own = _from_transformers(str(mini), None, False)
+        own.name = name
+        return own
     path = Path(name).expanduser()
     if path.is_file() and path.name.endswith(".json"):
         return Tokenizer(name, _from_file(path))
@@ -193,7 +196,7 @@ def _from_file(path: Path) -> Any:
 
     try:
         return Backend.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 - `tokenizers` raises bare Exception
+    except Exception as error:
         raise UserError(f"{path} is not a tokenizer: {_one_line(error)}") from error
 
 
@@ -202,7 +205,7 @@ def _gpt2(path: Path) -> Any:
 
     try:
         backend = ByteLevelBPETokenizer(str(path / "vocab.json"), str(path / "merges.txt"))._tokenizer
-    except Exception as error:  # noqa: BLE001 - `tokenizers` raises bare Exception
+    except Exception as error:
         raise UserError(f"{path} holds no byte-level BPE (vocab.json, merges.txt): {_one_line(error)}") from error
     if backend.token_to_id("<|endoftext|>") is not None:
         backend.add_special_tokens([AddedToken("<|endoftext|>", normalized=False, special=True)])
@@ -240,7 +243,7 @@ def _hub_config(name: str, revision: str | None) -> Path | None:
 
 
 def _stand_in(name: str, config: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint without one, by its vocabulary: 50,257 entries are GPT-2's, 50,277 GPT-NeoX-20B's."""
+    """The tokenizer of a checkpoint without one, by its vocabulary: 50,257 entries are GPT-2's, 50,277 GPT-NeoX's."""
     try:
         size = int(json.loads(config.read_text())["vocab_size"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,7 +1,7 @@
 """Windows: a document cut to a budget of tokens around its answer.
 
-The cut is an oracle's, since it is centred on the gold answer: it makes short-context models comparable on documents that
-are longer than they can read, and says nothing about how such a document would be cut in use.
+The cut is an oracle's, since it is centred on the gold answer: it makes short-context models comparable on documents
+that are longer than they can read, and says nothing about how such a document would be cut in use.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from jrt_eval.errors import UserError
 from jrt_eval.prompts.tokenization import Tokenizer
 
-# Documents are tokenised so many characters at a time: it bounds memory (a token costs about 100 bytes in the tokenizer).
+# Documents are tokenised so many characters at a time, which bounds memory: a token costs the tokenizer 100 bytes.
 CHUNK_CHARACTERS = 2_000_000
 
 
@@ -51,6 +51,8 @@ class Budget:
 
 def _whole_number(name: str, value: Any) -> int:
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d+\s*", value):
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():  # lm_eval reads key=-3 on the command line as -3.0
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise UserError(f"{name} is {value!r}: it must be a whole number of tokens")
@@ -92,7 +94,7 @@ def find(text: str, literal: str) -> int:
 
 
 def unfit(anchors: Sequence[str]) -> bool:
-    """Whether an anchor is too short (one character or none) to say where the answer stands: the document is dropped."""
+    """Whether an anchor is too short (one character or none) to place the answer: then the document is dropped."""
     return any(len(anchor) <= 1 for anchor in anchors)
 
 
@@ -125,7 +127,7 @@ def tidy(text: str) -> str:
 def span(answer: int, tokens: int, budget: int) -> tuple[int, int]:
     """The window [start, end) of `budget` tokens around token `answer` in a document of `tokens` tokens.
 
-    Half of the budget goes before the answer, so a document shorter than the budget loses its head if its answer stands late.
+    Half of the budget goes before the answer, so a document shorter than that loses its head if its answer stands late.
     """
     start = max(0, answer - budget // 2)
     return start, min(tokens, answer + (budget - (answer - start)))
@@ -137,7 +139,7 @@ def cut(
     budget: Budget,
     progress: Callable[[int], object] = lambda done: None,
 ) -> list[Window | None]:
-    """A window for every source, in order; None for one that is dropped (see `unfit`). `progress` gets documents done."""
+    """A window for every source, in order; None for one that is dropped (`unfit`). `progress` gets documents done."""
     windows: list[Window | None] = []
     for chunk in _chunks(sources):
         windows += _cut_chunk(chunk, tokenizer, budget)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def check_model_types(types: Iterable[tuple[str, str]]) -> None:
 
 
 class Catalogue:
-    """lm-eval's index of tasks, ours and the `include_path`'s among them; the same for lm-eval 0.4.10 to 0.4.13."""
+    """lm-eval's index of tasks, ours and the `include_path`'s among them."""
 
     def __init__(self, include_path: Iterable[str] = ()) -> None:
         self._folders = list(include_path)
@@ -38,33 +39,30 @@ class Catalogue:
         # are read when a name is in neither.
         self._index = _index([str(task_folder()), *self._folders], include_defaults=False)
         self._complete = False
-        self._digests: dict[Path, str] = {}
 
     def expand(self, names: Iterable[str], where: str) -> list[str]:
         """The single tasks that `names` (tasks, groups, tags) stand for, in order, each once."""
         return list(dict.fromkeys(task for name in names for task in self._leaves(name, where, ())))
 
     def digest(self, task: str) -> str:
-        """A hash of the files that a task is made of: the YAML and Python files in its folder.
+        """A hash of what a task is made of: its YAML, what that includes, the Python files beside it.
 
         Whoever edits a task gets new results, without having to remember its version.
         """
+        digest = hashlib.sha256()
         path = self._yaml(task)
-        if path is None:
-            return ""
-        folder = path.parent
-        if folder not in self._digests:
-            digest = hashlib.sha256()
-            for file in sorted([*folder.glob("*.y*ml"), *folder.glob("*.py"), *folder.glob("_*")]):
-                if file.is_file():
-                    digest.update(file.name.encode() + b"\0" + file.read_bytes())
-            self._digests[folder] = digest.hexdigest()[:16]
-        return self._digests[folder]
+        files = sorted(path.parent.glob("*.py")) if path else []
+        while path is not None and path.is_file() and path not in files:
+            files.append(path)
+            include = re.search(r"^include:[ ]*[\"']?([^\s\"'#]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+            path = (path.parent / include[1]).resolve() if include else None
+        for file in files:
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        return digest.hexdigest()[:16]
 
     def _yaml(self, task: str) -> Path | None:
-        entry = self._index[task]
-        path = entry.get("yaml_path") if isinstance(entry, dict) else entry.yaml_path
-        return Path(path) if path and path != -1 else None
+        path = self._index[task].yaml_path
+        return Path(path) if path else None
 
     def _leaves(self, name: str, where: str, above: tuple[str, ...]) -> Iterator[str]:
         if name not in self._index and not self._complete:
@@ -76,12 +74,11 @@ class Catalogue:
             hint = nearest(name, ours) or nearest(name, known)
             raise UserError(f"unknown task {name!r} in {where}{hint}; `lm_eval ls tasks` lists them")
         entry = self._index[name]
-        kind = entry["type"] if isinstance(entry, dict) else entry.kind.name.lower()
-        if kind == "tag":
-            members: Any = entry["task"] if isinstance(entry, dict) else entry.tags
-            for member in sorted(members):
+        kind = entry.kind.name
+        if kind == "TAG":
+            for member in sorted(entry.tags):
                 yield from self._leaves(member, where, (*above, name))
-        elif kind == "group":
+        elif kind == "GROUP":
             for member in self._members(name):
                 if not isinstance(member, str) or member in above:
                     # A task that the group defines or changes in place has no name of its own outside it.
@@ -94,18 +91,7 @@ class Catalogue:
             yield name
 
     def _members(self, group: str) -> list[Any]:
-        entry = self._index[group]
-        config = None if isinstance(entry, dict) else entry.cfg
-        if not config or not isinstance(config.get("task"), list):
-            import yaml
-
-            class Loader(yaml.SafeLoader):
-                """Reads `!function ...` as its text: nothing is imported here."""
-
-            Loader.add_constructor("!function", lambda loader, node: node.value)
-            path = self._yaml(group)
-            config = yaml.load(path.read_text(encoding="utf-8"), Loader) if path else {}
-        members = config.get("task") or []
+        members = (self._index[group].cfg or {}).get("task") or []
         return [
             member["task"] if isinstance(member, dict) and set(member) == {"task"} else member
             for member in ([members] if isinstance(members, str) else members)

@@ -61,6 +61,8 @@ class JobRun:
         self._errors: dict[str, str] = {}
         self._rounds: deque[tuple[list[Unit], int | str]] = deque([(list(self._missing), job.batch_size)])
         self._first_error: str | None = None
+        self._tail: list[str] = []  # of the attempt that failed first
+        self._log_start = 0
         self._attempt = 0
         self._child: subprocess.Popen[bytes] | None = None
         self._began = time.monotonic()
@@ -103,7 +105,7 @@ class JobRun:
             end_orphans(self._folder.path, self.job.id)
             self._log.unlink(missing_ok=True)
         self._attempt += 1
-        self._out = self._home / f"out-{self._attempt}"
+        self._out = self._home / f".out-{self._attempt}"
         shutil.rmtree(self._out, ignore_errors=True)
         config = self._home / f"attempt-{self._attempt}.yaml"
         settings = {
@@ -116,7 +118,7 @@ class JobRun:
         }
         write(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         with open(self._log, "ab") as log:
-            log.write(f"--- attempt {self._attempt}: {len(units)} tasks, batch size {batch}\n".encode())
+            log.write(f"\n--- attempt {self._attempt}: {len(units)} tasks, batch size {batch}\n".encode())
             log.flush()
             self._log_start = log.tell()
             launch = [sys.executable, "-m", "jrt_eval.sweep.launch", str(os.getpid())]
@@ -209,13 +211,14 @@ class JobRun:
         return record_unit(self._folder, self.job, unit, self._out, extra)
 
     def _fail(self, units: list[Unit], error: str) -> None:
+        self._tail = self._tail or last_lines(self._log, since=self._log_start)
         for unit in units:
             self._errors[unit.task] = error
 
     def _finish(self) -> None:
         if self._errors:
             error = next(iter(self._errors.values()))
-            self._save("failed", errors=self._errors, tail=last_lines(self._log), error=error)
+            self._save("failed", errors=self._errors, tail=self._tail, error=error)
         else:
             shutil.rmtree(self._home / "cache", ignore_errors=True)
             self._save("done")
@@ -228,7 +231,7 @@ class JobRun:
 
     def _save(self, state: str, **more: Any) -> None:
         self._status |= {"state": state, "updated": time.time(), **more}
-        write(self._home / "status.json", json.dumps(self._status, indent=2))
+        write(self._home / ".status.json", json.dumps(self._status, indent=2))
 
 
 def end_group(group: int) -> None:
@@ -259,7 +262,7 @@ def end_orphans(folder: Path, job: str | None = None) -> int:
 
 def status_of(folder: Folder, job: Job) -> dict[str, Any]:
     """What the job last said of itself."""
-    return read_json(folder.job(job) / "status.json") or {"state": "waiting"}
+    return read_json(folder.job(job) / ".status.json") or {"state": "waiting"}
 
 
 def _smaller(batch: int | str) -> int | None:

@@ -75,15 +75,15 @@ class Job:
         return replace(self, units=tuple(unit for unit in self.units if unit.key in keys))
 
 
-def make_plan(sweep: Sweep, catalogue: Catalogue) -> list[Job]:
-    """All jobs of a sweep, in the file's order, whether done or not."""
+def make_plan(sweep: Sweep, catalogue: Catalogue, folder: Path) -> list[Job]:
+    """All jobs of a sweep, in the file's order, whether done or not. Random models will stand in `folder`/.models."""
     versions = installed_versions()
     jobs = []
     for setting in sweep.settings:
         tasks = catalogue.expand(setting.tasks, Path(sweep.source).name)
         for model in sweep.models:
             if setting.models is None or model.name in setting.models:
-                job = _job(sweep, model, sweep.resolved(setting, model), tasks, catalogue, versions)
+                job = _job(sweep, model, sweep.resolved(setting, model), tasks, catalogue, versions, folder)
                 jobs += [job] if sweep.job == "model" else _one_each(job)
     return jobs
 
@@ -138,12 +138,19 @@ def slug(*parts: str) -> str:
 
 
 def _job(
-    sweep: Sweep, model: Model, setting: Setting, tasks: list[str], catalogue: Catalogue, versions: dict[str, str]
+    sweep: Sweep,
+    model: Model,
+    setting: Setting,
+    tasks: list[str],
+    catalogue: Catalogue,
+    versions: dict[str, str],
+    folder: Path,
 ) -> Job:
+    made = {"pretrained": str(folder / ".models" / slug(model.name))} if model.random else {}
     device = setting.device or ("cuda:0" if setting.resources.gpus else "cpu")
     config: dict[str, Any] = {
         "model": model.type,
-        "model_args": {**model.args, **setting.model_args},
+        "model_args": {**made, **model.args, **setting.model_args},
         "metadata": setting.metadata,
         "num_fewshot": setting.num_fewshot,
         "limit": setting.limit,
@@ -156,7 +163,7 @@ def _job(
     base = {
         "config": {key: value for key, value in config.items() if key != "include_path"},
         "versions": versions,
-        "checkpoint": model_identity(config["model_args"]),
+        "checkpoint": model.random or model_identity(config["model_args"]),
         "data": _data_identity(setting.metadata),
     }
     if setting.max_batch_size:

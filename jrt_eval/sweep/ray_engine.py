@@ -25,7 +25,7 @@ _RESUBMIT = 2  # how often a job comes again whose worker died
 
 def run_job(folder: str, job: Job, command: Sequence[str]) -> None:
     """The body of a Ray task: one job from beginning to end."""
-    if not (Path(folder) / "plan.json").is_file():
+    if not (Path(folder) / ".plan.json").is_file():
         raise UserError(f"{folder} is not there on {os.uname().nodename}: the machines must share the sweep's folder")
     run = JobRun(Folder(folder), job, gpus=None if job.resources.gpus else "", command=command)
     try:
@@ -110,7 +110,7 @@ class RayEngine:
                     if job.id in broken:
                         state = {**status_of(folder, job), "state": "failed", "error": broken[job.id]}
                         folder.job(job).mkdir(parents=True, exist_ok=True)
-                        write(folder.job(job) / "status.json", json.dumps(state, indent=2))
+                        write(folder.job(job) / ".status.json", json.dumps(state, indent=2))
                 tick()
         finally:
             for reference in pending:

@@ -19,7 +19,7 @@ from jrt_eval.errors import UserError, nearest
 from jrt_eval.sweep.catalogue import Catalogue, check_model_types
 from jrt_eval.sweep.job import LM_EVAL, end_orphans, status_of
 from jrt_eval.sweep.local import LocalEngine
-from jrt_eval.sweep.plan import Job, make_plan, model_commit
+from jrt_eval.sweep.plan import Job, make_plan, model_commit, slug
 from jrt_eval.sweep.spec import Sweep
 from jrt_eval.sweep.store import Folder, read_json, write
 from jrt_eval.sweep.watch import Board, snapshot, summary
@@ -45,11 +45,11 @@ class Engine(Protocol):
     ) -> dict[str, str]: ...
 
 
-def plan(sweep: Sweep) -> list[Job]:
+def plan(sweep: Sweep, folder: Path) -> list[Job]:
     """Check what can be known before anything is loaded, and lay out the jobs."""
     source = Path(sweep.source).name
     check_model_types((model.type, f"model {model.name!r} of {source}") for model in sweep.models)
-    jobs = make_plan(sweep, Catalogue(sweep.include_path))
+    jobs = make_plan(sweep, Catalogue(sweep.include_path), folder)
     if not jobs:
         raise UserError(f"{source} makes no jobs: no setting has both models and tasks")
     _check_checkpoints(sweep)
@@ -69,8 +69,8 @@ def run_sweep(
     `command` starts lm_eval; it is an argument for whoever must wrap it (a container, a profiler).
     """
     engine = engine or LocalEngine()
-    jobs = plan(sweep)
     place = Folder(folder)
+    jobs = plan(sweep, place.path)
     with place.lock(), _terminate_as_interrupt():
         missing = find_missing(place, sweep, jobs, resume=resume)
         if missing:
@@ -114,11 +114,17 @@ def prepare(place: Folder, sweep: Sweep, jobs: Sequence[Job], missing: Sequence[
             if (place.results / unit.key).exists():
                 why = "made by other settings or versions" if resume else "--no-resume"
                 place.set_aside(unit.key, why)
-        (place.job(job) / "status.json").unlink(missing_ok=True)
+        (place.job(job) / ".status.json").unlink(missing_ok=True)
         if not resume:
             shutil.rmtree(place.job(job), ignore_errors=True)
+    wanted = {job.model for job in missing}
+    for model in sweep.models:
+        if model.random and model.name in wanted:
+            from jrt_eval.sweep.random_models import make
+
+            make(model.random, place.path / ".models" / slug(model.name))
     planned = {unit.key for job in jobs for unit in job.units}
-    others = [path.name for path in place.results.iterdir() if path.is_dir() and path.name not in planned]
+    others = [path.name for path in place.results.iterdir() if path.name not in planned and path.name[0] != "."]
     if others:
         print(f"{len(others)} results here are of an earlier form of this sweep file, e.g. {others[0]}; they stay")
     write(place.path / "sweep.yaml", yaml.safe_dump(sweep.raw, sort_keys=False, allow_unicode=True))
@@ -149,9 +155,13 @@ def report(place: Folder, sweep: Sweep, jobs: Sequence[Job], broken: dict[str, s
         print(f"  log: {place.job(job) / 'log.txt'}")
     from jrt_eval.sweep.tables import final_table
 
-    text = final_table(place, sweep.table)
-    if text:
-        print(f"\n{text}")
+    try:
+        shown, markdown = final_table(place, jobs, sweep.table)
+        if shown:
+            print(f"\n{shown.strip()}")
+            write(place.path / "table.md", markdown)
+    except UserError as error:
+        print(f"\nno final table: {error}")
     print(f"\n{summary(views)} ({seconds:.0f} s). Read them with: jrt-eval collect {_shown(place.path)}")
     if failed:
         print(f"Run the same command again to go on with what is missing: {failed} of {len(jobs)} jobs")
@@ -160,8 +170,8 @@ def report(place: Folder, sweep: Sweep, jobs: Sequence[Job], broken: dict[str, s
 
 def dry_run(sweep: Sweep, folder: Path | str) -> None:
     """List the jobs with what they would read, and what is there already; nothing is written."""
-    jobs = plan(sweep)
     place = Folder(folder)
+    jobs = plan(sweep, place.path)
     width = max(len(job.id) for job in jobs)
     tokens = missing_tokens = 0
     print(f"{'job':<{width}}  results  there  prompts  tokens (estimated)  resources")
@@ -187,7 +197,7 @@ def load_plan(folder: Path | str) -> tuple[Folder, dict[str, Any], list[Job]]:
     place = Folder(folder)
     found = read_json(place.plan)
     if found is None:
-        raise UserError(f"{folder} holds no sweep: no plan.json in it")
+        raise UserError(f"{folder} holds no sweep: no .plan.json in it")
     return place, found, [Job.from_dict(job) for job in found["jobs"]]
 
 

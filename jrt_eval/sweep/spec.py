@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import yaml
 from jrt_eval.errors import UserError, nearest
 
 FILES = Path(__file__).parent / "files"
+TABLES = ("table1", "table2", "table4")  # the paper's forms that jrt_eval.sweep.tables knows
+RANDOM = ("gpt2", "mamba", "jrt")  # what jrt_eval.sweep.random_models can make
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Model:
     name: str
     type: str
     args: dict[str, Any] = field(default_factory=dict)
-    params: float | None = None  # parameters, for the estimates
+    params: float | None = None  # parameters, for whoever plans GPU time
+    random: str | None = None  # a small random model of this family is made in the folder, for trying a sweep out
     overrides: dict[str, Any] = field(default_factory=dict)  # keys of `Setting` that this model changes
 
 
@@ -85,7 +88,7 @@ _TOP_KEYS = [
     *("name", "description", "expected", "models", "settings", "include_path", "job", "table"),
     *_SETTING_KEYS,
 ]
-_MODEL_KEYS = ["name", "type", "args", "params", *_MODEL_OVERRIDES]
+_MODEL_KEYS = ["name", "type", "args", "params", "random", *_MODEL_OVERRIDES]
 
 
 def shipped() -> dict[str, Path]:
@@ -156,6 +159,8 @@ def parse(raw: dict[str, Any], source: Path) -> Sweep:
     for model in names:
         _unique([s.name for s in settings if s.models is None or model in s.models], f"setting of {model}", where)
 
+    if raw.get("table") not in (None, *TABLES):
+        raise UserError(f"'table' in {where} must be one of {', '.join(TABLES)}, not {raw['table']!r}")
     job = raw.get("job", "model")
     if job not in ("model", "task"):
         raise UserError(f"'job' in {where} is {job!r}; it must be 'model' (one process for all tasks) or 'task'")
@@ -258,7 +263,12 @@ def _model(entry: Any, where: str) -> Model:
         number = None if params is None else float(params)
     except (TypeError, ValueError):
         raise UserError(f"'params' of {here} must be a number, e.g. 1.3e9, not {params!r}") from None
-    return Model(name, kind, dict(args), number, overrides)
+    random = entry.get("random")
+    if random is not None and random not in RANDOM:
+        raise UserError(f"'random' of {here} must be one of {', '.join(RANDOM)}, not {random!r}")
+    if random is None and not args.get("pretrained") and not args.get("checkpoint_name") and kind != "dummy":
+        raise UserError(f"{here} has no checkpoint: add 'args: {{pretrained: ...}}'")
+    return Model(name, kind, dict(args), number, random, overrides)
 
 
 def _resources(raw: Mapping[str, Any], base: Resources, where: str) -> Resources:
@@ -278,16 +288,15 @@ def _resolve_paths(model: Model, beside: Path) -> Model:
         key: str((beside / value).resolve()) if isinstance(value, str) and value.startswith(("./", "../")) else value
         for key, value in model.args.items()
     }
-    return Model(model.name, model.type, args, model.params, model.overrides)
+    return replace(model, args=args)
 
 
 def _resolve_metadata(setting: Setting, beside: Path) -> Setting:
-    values = {f.name: getattr(setting, f.name) for f in fields(Setting)}
-    values["metadata"] = {
+    metadata = {
         key: str((beside / value).resolve()) if isinstance(value, str) and value.startswith(("./", "../")) else value
         for key, value in setting.metadata.items()
     }
-    return Setting(**values)
+    return replace(setting, metadata=metadata)
 
 
 def _override(raw: dict[str, Any], text: str) -> None:

@@ -1,13 +1,15 @@
 """A sweep's folder, and how nothing in it is ever half there.
 
-    sweep.yaml               the sweep file as it ran
-    plan.json                its jobs and units
-    results/UNIT/            a finished unit: lm-eval's results and samples of that task, and record.json
-    jobs/JOB/                log.txt, status.json, attempt-N.yaml, cache/ (answers so far), out-N/ (while it runs)
-    set_aside/               results that other settings or versions made, never deleted
-    table.md, table.csv      the final table
+    sweep.yaml          the sweep file as it ran
+    .plan.json          its jobs and units
+    results/UNIT/       a finished unit: lm-eval's results and samples of that task, and .record.json
+    jobs/JOB/           log.txt, .status.json, attempt-N.yaml, cache/ (answers so far), .out-N/ (while it runs)
+    set_aside/          results that other settings or versions made, never deleted
+    table.md            the final table
+    .models/            random models, where the sweep file asks for them
 
-A unit is built beside its place and renamed into it: it is there whole or not at all, whatever is killed and when.
+Whatever `jrt-eval collect` should not read has a name that begins with a dot, or is no JSON. A unit is built beside its
+place and renamed into it: it is there whole or not at all, whatever is killed and when.
 """
 
 from __future__ import annotations
@@ -39,11 +41,11 @@ class Folder:
         self.path = Path(path).absolute()
         self.results = self.path / "results"
         self.jobs = self.path / "jobs"
-        self.plan = self.path / "plan.json"
+        self.plan = self.path / ".plan.json"
 
     def record(self, unit: Unit) -> dict[str, Any] | None:
         """The record of a finished unit, or None; the fingerprint is not compared."""
-        return read_json(self.results / unit.key / "record.json")
+        return read_json(self.results / unit.key / ".record.json")
 
     def done(self, unit: Unit, commit: str | None = None) -> bool:
         """Whether the unit is finished by these settings, versions and (where both are known) model commit."""
@@ -68,7 +70,7 @@ class Folder:
         """Remove what a killed sweep left half built."""
         for rest in self.results.glob(".new-*"):
             shutil.rmtree(rest, ignore_errors=True)
-        for rest in self.jobs.glob("*/out-*"):
+        for rest in self.jobs.glob("*/.out-*"):
             shutil.rmtree(rest, ignore_errors=True)
 
     @contextmanager
@@ -166,7 +168,7 @@ def record_unit(folder: Folder, job: Job, unit: Unit, out: Path, extra: dict[str
         "finished": time.time(),
         **extra,
     }
-    write(building / "record.json", json.dumps(record, indent=2, default=str))
+    write(building / ".record.json", json.dumps(record, indent=2, default=str))
     sync(building)
     place = folder.results / unit.key
     if place.exists():

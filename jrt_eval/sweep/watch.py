@@ -128,6 +128,7 @@ class Board:
         self._said: dict[str, tuple[Any, ...]] = {}
         self._quiet_since = self._began
         self._first_share: dict[str, float] | None = None
+        self._unheard = False
         self._live: Any = None
         if sys.stdout.isatty():
             try:
@@ -154,7 +155,7 @@ class Board:
         self._last = now
         views = snapshot(self._folder, self._jobs)
         if self._live is not None:
-            self._live.update(table(views, self._title, f"{summary(views)}; {self._time_left(views)}"))
+            self._live.update(table(views, self._title, f"{summary(views)}; {self._time_left(views)}"), refresh=last)
             return
         again = now - self._quiet_since > _PLAIN_EVERY
         width = max(len(view.job) for view in views)
@@ -162,14 +163,24 @@ class Board:
             said = (view.state, view.done, view.attempt)
             if self._said.get(view.job) != said or (again and view.state == "running"):
                 if view.state != "waiting":
-                    print(_line(view, width), flush=True)
+                    self._say(_line(view, width))
                     self._quiet_since = now
                 self._said[view.job] = said
         if again:
-            print(f"{summary(views)}; {self._time_left(views)}", flush=True)
+            self._say(f"{summary(views)}; {self._time_left(views)}")
+
+    def _say(self, line: str) -> None:
+        """A reader that went away (`| head`, a closed terminal) must not end the jobs."""
+        if not self._unheard:
+            try:
+                print(line, flush=True)
+            except OSError:
+                self._unheard = True
 
     def _time_left(self, views: Sequence[View]) -> str:
         """From the share done since we began to look, jobs weighted by their tokens where these are known."""
+        if not any(view.state in ("running", "waiting") for view in views):
+            return "nothing left to run"
         if self._first_share is None:
             self._first_share = {view.job: view.share for view in views}
         known = all(view.tokens is not None for view in views)

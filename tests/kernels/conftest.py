@@ -1,29 +1,50 @@
-"""Every test of an operator runs on each backend that is live here."""
+"""Every test of an operator runs on each backend that is live here, the compiled CPU one with each of its instruction sets."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from jrt_eval.kernels import compiled, status
 from jrt_eval.kernels.registry import BACKENDS
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-def live() -> list[tuple[str, str]]:
-    """(backend, device) pairs that can run on this machine."""
-    return [
-        (name, entry.device or "cpu")
-        for name, entry in BACKENDS.items()
-        if entry.missing is None and (entry.device != "cuda" or torch.cuda.is_available())
-    ]
+def live() -> list[tuple[str, str, str]]:
+    """(backend, device, instruction set) triples that can run on this machine."""
+    found = []
+    for name, entry in BACKENDS.items():
+        if entry.missing is not None or (entry.device == "cuda" and not torch.cuda.is_available()):
+            continue
+        if name == "cpu":
+            module = compiled.module()
+            isas = [isa for isa in ("avx512", "avx2", "portable") if module.select_isa(isa)]
+            module.select_isa(status().isa or "")
+            found += [(name, "cpu", isa) for isa in isas]
+        else:
+            found.append((name, entry.device or "cpu", ""))
+    return found
 
 
-@pytest.fixture(params=live(), ids=lambda pair: f"{pair[0]}-{pair[1]}")
-def where(request: pytest.FixtureRequest) -> tuple[str, str]:
+@pytest.fixture(params=live(), ids=lambda triple: "-".join(part for part in triple if part))
+def where(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
     """A backend and the device its tensors live on."""
-    pair: tuple[str, str] = request.param
-    return pair
+    name, device, isa = request.param
+    if isa:
+        assert compiled.module().select_isa(isa) == isa
+    yield name, device
+    if isa:
+        compiled.module().select_isa(status().isa or "")
+
+
+@pytest.fixture
+def cpu() -> str:
+    """The compiled CPU backend."""
+    if BACKENDS["cpu"].missing is not None:
+        pytest.skip(f"no compiled kernels: {BACKENDS['cpu'].missing}")
+    return "cpu"

@@ -76,10 +76,10 @@ class Toys:
         return [json.loads(line) for line in self.journal.read_text().splitlines()]
 
     def there(self) -> set[str]:
-        return {path.parent.name for path in (self.out / "results").glob("*/record.json")}
+        return {path.parent.name for path in (self.out / "results").glob("*/.record.json")}
 
     def status(self, job: str = "first") -> dict[str, Any]:
-        (path,) = (self.out / "jobs").glob(f"{job}-*/status.json")
+        (path,) = (self.out / "jobs").glob(f"{job}-*/.status.json")
         found: dict[str, Any] = json.loads(path.read_text())
         return found
 

@@ -87,7 +87,7 @@ def test_a_cluster_by_its_address(toys: Any, tmp_path: Path) -> None:
 def test_what_no_machine_has_and_a_cluster_that_is_not_there(toys: Any) -> None:
     with pytest.raises(UserError, match=r"no machine of the Ray cluster can run job first.*asks for 64 GPU"):
         run_sweep(toys.sweep(resources={"gpus": 64}), toys.out, engine=RayEngine(), command=toys.stand_in)
-    assert not (toys.out / "plan.json").exists()
+    assert not (toys.out / ".plan.json").exists()
     assert not ray.is_initialized()
     with pytest.raises(UserError, match=r"cannot reach Ray at '127\.0\.0\.1:1': Connection refused"):
         run_sweep(toys.sweep(), toys.out, engine=RayEngine("127.0.0.1:1"), command=toys.stand_in)

@@ -165,7 +165,7 @@ def test_out_of_memory_comes_again_with_a_smaller_batch(toys: Any, kind: str) ->
     assert go(toys, metadata={"trouble": {"toy_b": kind}, "fits": 2}, batch_size="auto") == 0
     assert [start["batch"] for start in toys.starts()] == ["auto", 16, 8, 4, 2]
     assert toys.there() == ALL
-    record = json.loads((toys.out / "results" / "first__toy_a" / "record.json").read_text())
+    record = json.loads((toys.out / "results" / "first__toy_a" / ".record.json").read_text())
     assert record["batch_size"] == 2
 
 
@@ -234,7 +234,7 @@ def test_a_half_built_result_is_no_result(toys: Any) -> None:
     go(toys, tasks=["toy_a"])
     results = toys.out / "results"
     shutil.copytree(results / "first__toy_a", results / ".new-first__toy_b")
-    (results / "first__toy_a" / "record.json").write_text('{"model": "fir')
+    (results / "first__toy_a" / ".record.json").write_text('{"model": "fir')
     assert go(toys) == 0
     assert toys.there() == ALL
     assert not list(results.glob(".new-*"))
@@ -300,7 +300,7 @@ def test_gpus_are_shared_by_fractions_and_given_back(toys: Any) -> None:
 def test_no_gpu_where_one_is_asked_for(toys: Any) -> None:
     with pytest.raises(UserError, match=r"asks for 1 GPU\(s\) and no GPU can be seen here.*--set resources.gpus=0"):
         go(toys, resources={"gpus": 1}, engine=LocalEngine(gpus=[]))
-    assert not (toys.out / "plan.json").exists()
+    assert not (toys.out / ".plan.json").exists()
 
 
 def test_more_than_the_machine_has(toys: Any) -> None:

@@ -1,0 +1,27 @@
+// Compiled once per instruction set, with that set's flags and JRT_AVX512, JRT_AVX2 or neither.
+#include "conv.hpp"
+#include "linear_attention.hpp"
+#include "linear_backward.hpp"
+#include "taylor_step.hpp"
+#include "window.hpp"
+
+#if defined(JRT_AVX512)
+#define JRT_TABLE table_avx512
+#define JRT_NAME "avx512"
+#elif defined(JRT_AVX2)
+#define JRT_TABLE table_avx2
+#define JRT_NAME "avx2"
+#else
+#define JRT_TABLE table_portable
+#define JRT_NAME "portable"
+#endif
+
+namespace jrt {
+
+const Table* JRT_TABLE() {
+  static constexpr Table table = {JRT_NAME,     linear_attention, linear_backward, ::taylor_step,
+                                  window_attention, ::window_step, ::conv};
+  return &table;
+}
+
+}  // namespace jrt

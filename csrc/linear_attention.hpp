@@ -1,0 +1,196 @@
+// taylor_linear_attention, encode_prefix, causal_dot_product: one walk over chunks of 64 tokens per batch row and head.
+//
+// Two matrices side by side in scratch hold everything a chunk needs:
+//
+//        A = [ phi(q)^T ]  n x 64        B = [ S ]  n x F      S: sum of phi(k) v^T over all earlier chunks
+//            [    P^T   ]  64 x 64           [ V ]  64 x F     P: causal weights inside the chunk
+//
+// so that the numerators are one product y = A^T B whose depth grows with the row (the part of P beyond the diagonal is not
+// visited), divided by the denominators as it is written. Then S += phi(k)^T V. S stays where it is from chunk to chunk.
+//
+// Decay a (numerators only): with t_i the number of unmasked tokens of the chunk up to i, phi(q_i) is scaled by a^t_i, P_ij by
+// a^(t_i - t_j), V_j in the update by a^(t_last - t_j) and S by a^t_last, all after the denominators are taken.
+//
+// Where there are fewer rows x heads than threads, a head's columns of V are shared out: features and scores are computed again,
+// but every output is the same sum in the same order, so results do not depend on the number of threads at all.
+#pragma once
+#include "features.hpp"
+#include "parallel.hpp"
+
+namespace {
+
+using jrt::LinearArgs;
+
+struct LinearScratch {
+  int64_t a, b, k_features, q, k, weighted, values, k_sum, below, weight, ones, powers, total;
+  LinearScratch(int64_t n, int64_t d, int64_t columns, bool decay) {
+    int64_t at = 0;
+    auto take = [&at](int64_t floats) {
+      const int64_t here = at;
+      at += round_up(floats, 16);
+      return here;
+    };
+    a = take((n + kChunk) * kPitch);
+    b = take((n + kChunk) * columns);
+    k_features = take(n * kPitch);
+    q = take(d * kPitch);
+    k = take(d * kPitch);
+    weighted = take(d * kPitch);
+    values = take(decay ? kChunk * columns : 0);
+    k_sum = take(n);
+    below = take(kChunk);
+    weight = take(kChunk);
+    ones = take(kChunk);
+    powers = take(kChunk + 1);
+    total = at + 16;
+  }
+};
+
+struct DecayOf {
+  float* powers;        // a^0 ... a^64
+  int steps[kChunk];    // t_i
+  int last;
+};
+
+inline void decay_powers(float rate, DecayOf& decay) {
+  double power = 1.0;
+  for (int i = 0; i <= kChunk; ++i, power *= double(rate)) decay.powers[i] = float(power);
+}
+
+inline void decay_scores(int64_t tokens, int64_t n, const DecayOf& decay, float* a) {
+  for (int64_t i = 0; i < tokens; ++i) {
+    const float factor = decay.powers[decay.steps[i]];
+    for (int64_t f = 0; f < n; ++f) a[f * kPitch + i] *= factor;
+    for (int64_t j = 0; j <= i; ++j) a[(n + j) * kPitch + i] *= decay.powers[decay.steps[i] - decay.steps[j]];
+  }
+}
+
+template <bool Taylor>
+void linear_job(const LinearArgs& p, int64_t batch, int64_t head, int64_t first, int64_t columns, const LinearScratch& at,
+                float* s) {
+  const int64_t n = p.features, d = p.dim, width = p.head_dim - first < columns ? p.head_dim - first : columns;
+  const int64_t bh = batch * p.heads + head;
+  float *a = s + at.a, *b = s + at.b, *phi_k = s + at.k_features, *q = s + at.q, *k = s + at.k;
+  float *weight = s + at.weight, *ones = s + at.ones, *below = s + at.below, *k_sum = s + at.k_sum;
+  float *state = b, *values = b + n * columns;
+  const bool outputs = p.q.data != nullptr;
+  // z = x / d^(1/4), so that products of z are scores
+  float scale = 1.0f;
+  if (Taylor) scale = float(1.0 / __builtin_sqrt(__builtin_sqrt(double(d))));
+
+  if (p.kv_in) {
+    pack_rows(jrt::kFloat32, p.kv_in, bh * n * p.head_dim + first, p.head_dim, 1, n, width, state, columns);
+  } else {
+    std::memset(state, 0, sizeof(float) * size_t(n * columns));
+  }
+  if (Taylor) {
+    if (p.k_in) std::memcpy(k_sum, p.k_in + bh * n, sizeof(float) * size_t(n));
+    else std::memset(k_sum, 0, sizeof(float) * size_t(n));
+  }
+  for (int i = 0; i < kChunk; ++i) ones[i] = 1.0f;
+  DecayOf decay;
+  decay.last = 0;
+  decay.powers = s + at.powers;
+  if (p.decay) decay_powers(p.decay[head], decay);
+
+  for (int64_t start = 0; start < p.length; start += kChunk) {
+    const int64_t tokens = p.length - start < kChunk ? p.length - start : kChunk;
+    const int64_t vectors = (tokens + kW - 1) / kW;
+    for (int64_t i = 0; i < kChunk; ++i) {
+      weight[i] = i >= tokens ? 0.0f : p.mask ? p.mask[batch * p.length + start + i] : 1.0f;
+    }
+    if (p.decay) {
+      int seen = 0;
+      for (int64_t i = 0; i < tokens; ++i) decay.steps[i] = seen += weight[i] != 0.0f;
+      decay.last = seen;
+    }
+    pack_transposed(p.dtype, p.k.data, batch * p.k.batch + start * p.k.length + head * p.k.head, p.k.length, p.k.dim, tokens, d,
+                    scale, k, kPitch);
+    pack_rows(p.dtype, p.v.data, batch * p.v.batch + start * p.v.length + head * p.v.head + first * p.v.dim, p.v.length,
+              p.v.dim, tokens, width, values, columns);
+    const int64_t next = start + kChunk, ahead = p.length - next < kChunk ? p.length - next : kChunk;
+    auto prefetch = [&](const View& x, int64_t n) {
+      prefetch_rows(p.dtype, x.data, batch * x.batch + next * x.length + head * x.head, x.length, ahead, n);
+    };
+    if (ahead > 0) {
+      prefetch(p.k, d);
+      prefetch(p.v, p.head_dim);
+      if (outputs) prefetch(p.q, d);
+    }
+    if (outputs) {
+      const int64_t from = batch * p.q.batch + start * p.q.length + head * p.q.head;
+      if (Taylor) {
+        pack_transposed(p.dtype, p.q.data, from, p.q.length, p.q.dim, tokens, d, scale, q, kPitch);
+        query_features(d, vectors, q, ones, a, k_sum, below);
+      } else {
+        pack_transposed(p.dtype, p.q.data, from, p.q.length, p.q.dim, tokens, d, 1.0f, a, kPitch);
+      }
+      Weigh<Taylor> weigh{a + n * kPitch, weight, below};
+      causal_scores(tokens, d, k, Taylor ? q : a, weigh);
+      if (Taylor) {
+        if (p.denominator && first == 0) {
+          for (int64_t i = 0; i < tokens; ++i) p.denominator[(batch * p.length + start + i) * p.heads + head] = below[i];
+        }
+        for (int64_t v = 0; v < vectors; ++v) {
+          store(below + v * kW, div(set1(1.0f), add(load(below + v * kW), set1(1e-12f))));
+        }
+      }
+      if (p.decay) decay_scores(tokens, n, decay, a);
+      WriteRows rows{p.y, p.dtype, ((batch * p.length + start) * p.heads + head) * p.head_dim + first, p.heads * p.head_dim,
+                     width, Taylor ? below : nullptr};
+      gemm<false>(0, tokens, 0, columns, Depth{n, tokens}, a, kPitch, b, columns, rows);
+    }
+    const float* keys = k;
+    if (Taylor) {
+      key_features(d, vectors, k, weight, s + at.weighted, phi_k);
+      add_rows(n, vectors, phi_k, k_sum);
+      keys = phi_k;
+    }
+    const float* added = values;
+    if (p.decay) {
+      float* scaled = s + at.values;
+      for (int64_t j = 0; j < tokens; ++j) {
+        const Vec factor = set1(decay.powers[decay.last - decay.steps[j]]);
+        for (int64_t c = 0; c < columns; c += kW) store(scaled + j * columns + c, mul(load(values + j * columns + c), factor));
+      }
+      const Vec factor = set1(decay.powers[decay.last]);
+      for (int64_t i = 0; i < n * columns; i += kW) store(state + i, mul(load(state + i), factor));
+      added = scaled;
+    }
+    Accumulate update{state, columns};
+    gemm<true>(0, n, 0, columns, Depth{tokens, 0}, keys, kPitch, added, columns, update);
+  }
+
+  for (int64_t f = 0; f < n; ++f) {
+    for (int64_t c = 0; c < width; c += kW) {
+      const int left = int(width - c < kW ? width - c : kW);
+      store_n(p.kv_out + (bh * n + f) * p.head_dim + first + c, load(state + f * columns + c), left);
+    }
+  }
+  if (p.k_out && first == 0) std::memcpy(p.k_out + bh * n, k_sum, sizeof(float) * size_t(n));
+}
+
+void linear_attention(const LinearArgs& p) {
+  const int64_t heads = p.batches * p.heads;
+  if (heads == 0 || p.head_dim == 0) return;
+  const int64_t all = round_up(p.head_dim, kW);
+  const int64_t work = heads * (p.length + 1) * 2 * p.features * p.head_dim;
+  int64_t slices = 1;
+  if (heads < p.threads && work >= kWorthThreads) {
+    slices = (p.threads + heads - 1) / heads;
+    if (slices > all / kW) slices = all / kW;
+  }
+  const int64_t columns = round_up((all + slices - 1) / slices, kW);
+  slices = (all + columns - 1) / columns;
+  const int threads = threads_for(heads * slices, work, p.threads);
+  const LinearScratch at(p.features, p.dim, columns, p.decay != nullptr);
+  float* memory = jrt::scratch(size_t(at.total * threads));
+  jrt::large_pages(p.y, size_t(p.batches * p.length * p.heads * p.head_dim * (p.dtype == jrt::kFloat32 ? 4 : 2)));
+  parallel_for(heads * slices, threads, [&](int64_t job, int thread) {
+    const int64_t bh = job / slices, first = (job % slices) * columns;
+    if (p.taylor) linear_job<true>(p, bh / p.heads, bh % p.heads, first, columns, at, memory + at.total * thread);
+    else linear_job<false>(p, bh / p.heads, bh % p.heads, first, columns, at, memory + at.total * thread);
+  });
+}
+
+}  // namespace

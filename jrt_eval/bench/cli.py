@@ -1,0 +1,206 @@
+"""`jrt-eval bench kernels` and `jrt-eval bench model`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jrt_eval.errors import UserError
+
+
+def _numbers(_: click.Context, option: click.Parameter, value: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in value.split(",") if part]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise click.BadParameter(
+            f"{value!r}: positive whole numbers separated by commas are needed, e.g. {option.default}"
+        )
+    return numbers
+
+
+def _device(name: str, threads: int | None) -> Any:
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no GPU here; use --device cpu")
+    return torch.device(name)
+
+
+def _describe(device: Any) -> dict[str, Any]:
+    import torch
+
+    from jrt_eval.kernels import status
+
+    facts: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "kernels": status().text}
+    if device.type == "cuda":
+        facts["device"] = torch.cuda.get_device_name(device)
+    return facts
+
+
+def _table(header: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"
+
+
+threads_option = click.option("--threads", type=click.IntRange(1), help="PyTorch threads; all by default.")
+device_option = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+output_option = click.option(
+    "--output", type=click.Path(file_okay=False, path_type=Path), help="A folder for the results (JSON, CSV, plot)."
+)
+
+
+@click.group()
+def bench() -> None:
+    """Measure the kernels and the models on this machine."""
+
+
+@bench.command()
+@click.option(
+    "--lengths", callback=_numbers, default="128,512,2048,8192,32768", show_default=True, help="Tokens of a prefill."
+)
+@click.option("--batches", callback=_numbers, default="1,8", show_default=True, help="Rows of a decode step.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Rows of a prefill.")
+@click.option("--heads", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--feature-dim", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--head-dim", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--plot/--no-plot", default=True, help="Write a log-log plot into the output folder.")
+@threads_option
+@device_option
+@output_option
+def kernels(
+    lengths: list[int],
+    batches: list[int],
+    batch: int,
+    heads: int,
+    feature_dim: int,
+    head_dim: int,
+    plot: bool,
+    threads: int | None,
+    device: str,
+    output: Path | None,
+) -> None:
+    """Taylor linear attention beside what else computes it: medians, ratios, and the share of this machine's own float32
+    matrix-product rate (over the operator's minimal FLOPs).
+    """
+    from jrt_eval.bench import alternatives, plots
+    from jrt_eval.bench import kernels as measured
+    from jrt_eval.bench.timing import keep_memory
+
+    place = _device(device, threads)
+    facts = _describe(place)
+    facts["allocator keeps memory"] = device == "cpu" and keep_memory()
+    rate, rows = measured.measure(lengths, batches, batch=batch, heads=heads, d=feature_dim, f=head_dim, device=place)
+    facts["matmul FLOP/s"] = rate
+    facts["decode call overhead (s)"] = measured.call_overhead(place)
+    for key, value in facts.items():
+        click.echo(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
+    if not alternatives.fast_transformers():
+        click.echo("fast-transformers: not installed, not measured")
+
+    def own(row: measured.Row) -> float:
+        return next(
+            r.seconds
+            for r in rows
+            if r.name == measured.OURS and (r.operator, r.batch, r.length) == (row.operator, row.batch, row.length)
+        )
+
+    click.echo("\nprefill, " + f"batch {batch}, {heads} heads, feature dim {feature_dim}, head dim {head_dim}")
+    for length in lengths:
+        lines = []
+        for row in sorted((r for r in rows if r.operator == "prefill" and r.length == length), key=lambda r: r.seconds):
+            share = "" if row.matmul_fraction is None else f"{row.matmul_fraction:.0%}"
+            lines.append(
+                [
+                    row.name,
+                    _time(row.seconds),
+                    f"{row.seconds / own(row):.2f}x",
+                    share,
+                    f"{row.seconds / length * 1e6:.2f}",
+                ]
+            )
+        click.echo("\n" + _table([f"{length} tokens", "median", "of ours", "of matmul", "us/token"], lines))
+    for b in batches:
+        found = [r for r in rows if r.operator == "decode" and r.batch == b]
+        lines = [
+            [r.name, _time(r.seconds), f"{r.seconds / own(r):.2f}x"] for r in sorted(found, key=lambda r: r.seconds)
+        ]
+        click.echo("\n" + _table([f"decode step, batch {b}", "median", "of ours"], lines))
+
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "kernels.json").write_text(
+            json.dumps({"machine": facts, "rows": [row.as_dict() for row in rows]}, indent=1) + "\n"
+        )
+        with open(output / "kernels.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0].as_dict()))
+            writer.writeheader()
+            writer.writerows(row.as_dict() for row in rows)
+        if plot:
+            title = f"Taylor linear attention, batch {batch}, {heads} heads, {feature_dim} -> {head_dim}, {device}"
+            plots.time_against_length(rows, output / "kernels.png", title)
+        click.echo(f"\nwritten to {output}")
+
+
+@bench.command()
+@click.option("--length", type=click.IntRange(1), default=2048, show_default=True, help="Tokens of the prompt.")
+@click.option("--steps", type=click.IntRange(1), default=8, show_default=True, help="Decode steps.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Measurements of each backend.")
+@click.option("--layers", type=click.IntRange(1), default=26, show_default=True, help="Layers; fewer for a quick look.")
+@threads_option
+@device_option
+@output_option
+def model(
+    length: int, steps: int, rounds: int, layers: int, threads: int | None, device: str, output: Path | None
+) -> None:
+    """A JRT-RNN of the 360M checkpoint's shape (random weights): PyTorch's operators before, the compiled ones after."""
+    from jrt_eval.bench import model as measured
+    from jrt_eval.bench.timing import keep_memory
+
+    place = _device(device, threads)
+    facts = _describe(place)
+    if device == "cpu":
+        keep_memory()
+    config = {**measured.JRT_360M, "n_layer": layers}
+    for key in ("alt_mixer_layers", "alt_mixer_2_layers"):
+        config[key] = [i for i in config[key] if i < layers]
+    runs = measured.measure(["torch", "auto"], length=length, steps=steps, rounds=rounds, device=place, config=config)
+    for key, value in facts.items():
+        click.echo(f"{key}: {value}")
+    lines = [
+        [
+            run.backend,
+            f"{run.prefill_seconds:.3f} s",
+            f"{length / run.prefill_seconds:.0f}",
+            f"{run.operator_seconds / run.prefill_seconds:.1%}",
+            f"{run.mixer_seconds / run.prefill_seconds:.1%}",
+            _time(run.step_seconds),
+            f"{1 / run.step_seconds:.1f}",
+        ]
+        for run in runs
+    ]
+    header = ["backend", "prefill", "tokens/s", "in operators", "in mixers", "step", "tokens/s"]
+    click.echo(f"\nJRT-RNN, {layers} layers, {length} tokens\n" + _table(header, lines))
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+        found = {"machine": facts, "length": length, "layers": layers, "runs": [vars(run) for run in runs]}
+        (output / "model.json").write_text(json.dumps(found, indent=1) + "\n")
+        click.echo(f"\nwritten to {output}")

@@ -1,0 +1,65 @@
+"""Medians of interleaved runs, so that a slow moment of the machine falls on every candidate alike."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def medians(
+    candidates: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int = 7, seconds: float = 2.0
+) -> dict[str, float]:
+    """Median seconds of one call of each candidate.
+
+    Every round times each candidate once, short ones several calls at a time; at most about `seconds` per candidate.
+    """
+    calls: dict[str, int] = {}
+    for name, run in candidates.items():
+        run()
+        synchronize(device)
+        start = time.perf_counter()
+        run()
+        synchronize(device)
+        once = max(time.perf_counter() - start, 1e-7)
+        calls[name] = max(1, min(1000, int(0.02 / once), int(seconds / rounds / once)))
+    taken: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(max(3, rounds)):
+        for name, run in candidates.items():
+            if turn >= 3 and sum(taken[name]) * calls[name] > seconds:
+                continue
+            start = time.perf_counter()
+            for _ in range(calls[name]):
+                run()
+            synchronize(device)
+            taken[name].append((time.perf_counter() - start) / calls[name])
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
+    """FLOP/s of a square matrix product, the median of a few."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / medians({"matmul": lambda: a @ b}, device, rounds=9)["matmul"]
+
+
+def keep_memory() -> bool:
+    """Make glibc's allocator keep what is freed. Without it PyTorch's large temporaries are mapped and unmapped on every
+    call, and its forms are up to 4 times slower: comparisons should be with the better setting. True where it took.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        threshold, trim = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+        return bool(libc.mallopt(threshold, 1 << 30)) and bool(libc.mallopt(trim, 1 << 30))
+    except (OSError, AttributeError):
+        return False

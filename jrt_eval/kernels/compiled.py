@@ -1,0 +1,70 @@
+"""The compiled module: whether it is there, fits this Python code, and which instruction set it uses."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+
+import torch
+
+from jrt_eval.errors import UserError
+
+# What csrc/bindings.cpp must say it is; both go up together whenever a signature changes.
+ABI = 3
+
+INSTALL = "reinstall jrt-eval where a C++17 compiler is (pip install --force-reinstall --no-deps jrt-eval), or use backend='torch'"
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `jrt-eval doctor` shows."""
+
+    compiled: bool
+    isa: str | None  # avx512, avx2 or portable
+    openmp: bool
+    threads: int
+    text: str
+    mend: str
+
+
+def _load() -> tuple[ModuleType | None, str, str | None]:
+    """The module, its instruction set, and why it cannot be used."""
+    try:
+        module = import_module("jrt_eval._kernels")
+    except ImportError as error:
+        return None, "", f"the compiled module jrt_eval._kernels does not import ({error}); {INSTALL}"
+    found = getattr(module, "ABI", None)
+    if found != ABI:
+        return None, "", f"the compiled module is of another version (interface {found}, expected {ABI}); {INSTALL}"
+    wanted = os.environ.get("JRT_EVAL_ISA", "")
+    isa = module.select_isa(wanted)
+    if not isa:
+        return (
+            None,
+            "",
+            f"JRT_EVAL_ISA={wanted} is not available on this machine; unset it, or use avx512, avx2 or portable",
+        )
+    return module, isa, None
+
+
+_module, _isa, missing = _load()
+
+
+def module() -> ModuleType:
+    """The compiled module; UserError where it is missing."""
+    if _module is None:
+        raise UserError(f"the compiled kernels cannot run here: {missing}")
+    return _module
+
+
+def status() -> Status:
+    """Which kernels are live here, and why not."""
+    threads = torch.get_num_threads()
+    if _module is None:
+        text, _, mend = (missing or "").partition("; ")
+        return Status(False, None, False, 1, f"PyTorch only: {text}", mend)
+    openmp = bool(_module.OPENMP)
+    runs = f"{threads} OpenMP thread{'s' if threads > 1 else ''}" if openmp else "one thread (built without OpenMP)"
+    return Status(True, _isa, openmp, threads if openmp else 1, f"compiled, {_isa}, {runs}", "")

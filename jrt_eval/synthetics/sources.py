@@ -1,0 +1,141 @@
+"""Generated rows for training, by name: documents, set_disjointness, mqar."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import partial
+from random import Random
+from typing import Any, Literal
+
+import numpy as np
+
+from jrt_eval.errors import UserError, nearest
+from jrt_eval.training.config import Synthetic
+from jrt_eval.training.rows import Chunk, load_tokenizer, paired_chunk
+
+_CHUNK = 2000
+
+
+@dataclass
+class DocumentOptions:
+    """Documents with questions, in read-once and read-twice prompts (jrt_eval.synthetics.documents).
+
+    twice: share of read-twice prompts; questions: most questions asked after a read-once prompt; a twice prompt is
+    followed by `twice_questions`. The rest is `Shape`.
+    """
+
+    split: Literal["train", "evaluation"] = "train"
+    twice: float = 0.5
+    questions: int = 12
+    twice_questions: int = 1
+    facts: tuple[int, int] = (6, 28)
+    filler: float = 0.4
+    rival: float = 0.2
+
+
+@dataclass
+class SetOptions:
+    """Set disjointness: sizes (|A|, |B|), taken in turn."""
+
+    sizes: tuple[tuple[int, int], ...] = ()
+    vocabulary: int = 2048
+
+
+@dataclass
+class MqarOptions:
+    """Multi-query associative recall: `pairs` keys in sequences of `length` tokens."""
+
+    length: int = 256
+    pairs: int = 16
+    vocabulary: int = 8192
+
+
+_OPTIONS: dict[str, type] = {"documents": DocumentOptions, "set_disjointness": SetOptions, "mqar": MqarOptions}
+
+
+def options(synthetic: Synthetic) -> Any:
+    """The options of a synthetic source, checked."""
+    if synthetic.name not in _OPTIONS:
+        known = list(_OPTIONS)
+        raise UserError(
+            f"synthetic.name: unknown source {synthetic.name!r}{nearest(synthetic.name, known)}; known: {', '.join(known)}"
+        )
+    kind = _OPTIONS[synthetic.name]
+    names = [f.name for f in fields(kind)]
+    for key in synthetic.options:
+        if key not in names:
+            raise UserError(f"synthetic.options: {synthetic.name} has no option {key!r}{nearest(key, names)}")
+    return kind(**synthetic.options)
+
+
+def chunks(synthetic: Synthetic, tokenizer: str | None, longest: int) -> Iterator[Chunk]:
+    """All rows of a synthetic source, in a fixed order; `longest` is the most tokens that a row may have, less one."""
+    chosen = options(synthetic)
+    if synthetic.rows < 1:
+        raise UserError(f"no data: synthetic.rows is {synthetic.rows}")
+    starts = range(0, synthetic.rows, _CHUNK)
+    if synthetic.name == "set_disjointness":
+        for number, (first, second) in enumerate(chosen.sizes):
+            count = synthetic.rows // len(chosen.sizes) + (number < synthetic.rows % len(chosen.sizes))
+            yield _sets(int(first), int(second), count, synthetic.seed, chosen.vocabulary)
+        return
+    if synthetic.name == "mqar":
+        for start in starts:
+            count = min(_CHUNK, synthetic.rows - start)
+            yield _mqar(chosen, count, synthetic.seed + start)
+        return
+    assert tokenizer is not None
+    work = partial(_documents, chosen, synthetic.seed, synthetic.rows, tokenizer, longest + 1)
+    processes = min(len(starts), len(os.sched_getaffinity(0)))
+    if processes < 2:
+        yield from map(work, starts)
+        return
+    # Workers are started afresh: a fork of a process with threads (torch, tokenizers) may hang.
+    from multiprocessing import get_context
+
+    with get_context("spawn").Pool(processes) as pool:
+        yield from pool.imap(work, starts)
+
+
+def _documents(chosen: DocumentOptions, seed: int, rows: int, tokenizer: str, longest: int, start: int) -> Chunk:
+    from jrt_eval.synthetics.documents import Shape, make_document, training_text
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    shape = Shape((int(chosen.facts[0]), int(chosen.facts[1])), chosen.filler, chosen.rival)
+    texts = []
+    for index in range(start, min(start + _CHUNK, rows)):
+        rng = Random(f"row/{seed}/{index}")
+        document = make_document(chosen.split, seed, index, shape)
+        twice = rng.random() < chosen.twice
+        count = chosen.twice_questions if twice else chosen.questions
+        texts.append(training_text(document, rng, twice=twice, questions=count))
+    return paired_chunk(load_tokenizer(tokenizer), texts, longest)
+
+
+def _sets(first: int, second: int, count: int, seed: int, vocabulary: int) -> Chunk:
+    from jrt_eval.synthetics.set_disjointness import examples
+
+    inputs, answers = examples(first, second, count, seed, vocabulary)
+    tokens = np.concatenate([inputs, answers[:, None]], axis=1)
+    flags = np.zeros_like(tokens, dtype=np.uint8)
+    flags[:, -1] = 1
+    return _rectangle(tokens, flags, inputs.shape[1])
+
+
+def _mqar(chosen: MqarOptions, count: int, seed: int) -> Chunk:
+    from jrt_eval.synthetics.mqar import examples
+
+    # A next-token row: at a query's position comes its value, so the value follows its key here as in the pairs.
+    inputs, labels = examples(chosen.length, chosen.pairs, count, seed, chosen.vocabulary)
+    flags = np.zeros_like(inputs, dtype=np.uint8)
+    at = labels[:, :-1] >= 0
+    inputs[:, 1:][at] = labels[:, :-1][at]
+    flags[:, 1:][at] = 1
+    return _rectangle(inputs, flags, 2 * chosen.pairs)
+
+
+def _rectangle(tokens: Any, flags: Any, prompt: int) -> Chunk:
+    rows, length = tokens.shape
+    return Chunk(tokens.reshape(-1), flags.reshape(-1), np.full(rows, length), np.full(rows, prompt))

@@ -1,0 +1,142 @@
+"""Checkpoints in the released form, with what a resumed run needs beside it; whole or not there at all.
+
+    checkpoints/step-0001000/config.json, model.safetensors, tokenizer files      what `--model jrt` loads
+                             training/optimizer.pt, training/state.json           what resuming needs
+
+A checkpoint is written to a hidden folder beside the others, flushed to disk, and renamed. So a run that is killed, or
+a disk that is full, leaves the earlier ones as they were.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jrt_eval.errors import UserError
+from jrt_eval.training.objective import load_released_state, released_state
+
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
+)
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def existing(root: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted((p for p in root.glob("step-*") if p.is_dir()), key=step_of)
+
+
+def write_model(
+    folder: Path,
+    model: nn.Module,
+    config: Mapping[str, Any],
+    tokenizer: Path | None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """The released form: config.json, model.safetensors (converted to `dtype` if given), the tokenizer's files."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    state = released_state(model)
+    if dtype is not None:
+        state = {key: t.to(dtype) if t.is_floating_point() else t for key, t in state.items()}
+    (folder / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
+    save_file({key: t.cpu() for key, t in state.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    if tokenizer is not None:
+        for name in _TOKENIZER_FILES:
+            if (tokenizer / name).is_file():
+                shutil.copyfile(tokenizer / name, folder / name)
+
+
+def save(
+    root: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: Mapping[str, Any],
+    tokenizer: Path | None,
+    state: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write the checkpoint of `step` under `root`, then drop all but the newest `keep`.
+
+    Raises UserError if it could not be written; what stood there before still does.
+    """
+    from safetensors import SafetensorError
+
+    final, partial = root / f"step-{step:07d}", root / f".writing-{step:07d}"
+    previous = existing(root)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        write_model(partial, model, config, tokenizer)
+        (partial / "training").mkdir()
+        torch.save(optimizer.state_dict(), partial / "training" / "optimizer.pt")
+        (partial / "training" / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
+        for path in (*partial.rglob("*"), partial):
+            _flush(path)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _flush(root)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, RuntimeError) and "write" not in str(error) and "enforce fail" not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        stays = f"{previous[-1]} stays as it was" if previous else "there is no earlier one"
+        raise UserError(
+            f"could not write the checkpoint of step {step} to {root}: {reason}; {stays}. "
+            "Make room, then run the same command: it resumes from there"
+        ) from error
+    for old in existing(root)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def load_weights(folder: Path, model: nn.Module, *, start: bool = False) -> None:
+    """Weights of a checkpoint folder into `model`.
+
+    start: the model may be a JRT-RNN and the weights a Based model's of the same shape. Then the encoder's projections
+    begin as copies of the decoder's: behind the encoder both sums count the prefix twice, and their ratio is Based's.
+    """
+    from safetensors.torch import load_file
+
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no model.safetensors")
+    state: dict[str, Tensor] = load_file(path)
+    if start:
+        for name in model.state_dict():
+            decoder = name.replace("proj_k_enc", "proj_k").replace("proj_v_enc", "proj_v")
+            if name not in state and decoder in state:
+                state[name] = state[decoder].clone()
+    try:
+        load_released_state(model, state)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{folder} does not fit the configured model: {' '.join(str(error).split())[:300]}") from None
+
+
+def load_training(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Weights, optimiser and the run's state from a checkpoint; returns the state."""
+    load_weights(folder, model)
+    optimizer.load_state_dict(torch.load(folder / "training" / "optimizer.pt", weights_only=True, map_location="cpu"))
+    state: dict[str, Any] = json.loads((folder / "training" / "state.json").read_text())
+    return state

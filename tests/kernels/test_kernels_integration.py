@@ -1,0 +1,272 @@
+"""PyTorch's view of the compiled operators, their threads, the choice of backend, and what a wrong call says."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from jrt_eval import kernels
+from jrt_eval.errors import UserError
+from jrt_eval.kernels import TaylorState, WindowState, compiled, registry
+
+
+def normal(*shape: int, grad: bool = False) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).requires_grad_(grad)
+
+
+def operators() -> dict[str, tuple[Any, ...]]:
+    """Arguments for every torch.ops.jrt_eval operator."""
+    q, k, v = normal(2, 70, 2, 4), normal(2, 70, 2, 4), normal(2, 70, 2, 9)
+    kv, k_sum = normal(2, 2, 15, 9), torch.rand(2, 2, 15)
+    mask = torch.arange(70) < torch.tensor([[70], [40]])
+    ring = normal(2, 5, 2, 9)
+    seen = torch.tensor([3, 9])
+    a = normal(2, 8, 12)
+    return {
+        "taylor_prefill": (q, k, v, kv, k_sum, mask, torch.tensor([0.5, 0.9])),
+        "taylor_encode": (k, v, mask),
+        "taylor_step": (q[:, 0], k[:, 0], v[:, 0], kv.clone(), k_sum.clone(), None),
+        "causal_product": (q, k, v, normal(2, 2, 4, 9)),
+        "window_attention": (v, v, v, 5, ring, ring.clone(), seen, torch.tensor([70, 2])),
+        "window_step": (v[:, 0], v[:, 0], v[:, 0], ring.clone(), ring.clone(), seen.clone()),
+        "gated_conv": (a, a, normal(12, 1, 3), normal(12), normal(2, 2, 12), torch.tensor([8, 1])),
+        "gated_conv_step": (a[:, 0], a[:, 0], normal(12, 1, 3), None, normal(2, 2, 12)),
+    }
+
+
+@pytest.mark.parametrize("name", list(operators()))
+def test_opcheck(cpu: str, name: str) -> None:
+    torch.library.opcheck(getattr(torch.ops.jrt_eval, name).default, operators()[name])
+
+
+def test_opcheck_with_gradients(cpu: str) -> None:
+    q, k, v = normal(1, 66, 2, 4, grad=True), normal(1, 66, 2, 4, grad=True), normal(1, 66, 2, 9, grad=True)
+    kv, k_sum = normal(1, 2, 15, 9, grad=True), torch.full((1, 2, 15), 3.0).requires_grad_()
+    torch.library.opcheck(torch.ops.jrt_eval.taylor_prefill.default, (q, k, v, kv, k_sum, None, None))
+    torch.library.opcheck(torch.ops.jrt_eval.causal_product.default, (q, k, v, normal(1, 2, 4, 9, grad=True)))
+
+
+def mix(x: Tensor) -> tuple[Tensor, ...]:
+    """All prefills and steps, as a model calls them."""
+    q, k, v = x[..., :4], x[..., 4:8], x[..., 8:]
+    state = kernels.encode_prefix(k[:, :10], v[:, :10])
+    y, state = kernels.taylor_linear_attention(q, k, v, state)
+    w, ring = kernels.sliding_window_attention(v, v, v, 5)
+    weight = torch.ones(v.shape[2] * v.shape[3], 3)
+    c, past = kernels.gated_short_conv(v.flatten(2), y.flatten(2), weight)
+    z, _ = kernels.causal_dot_product(q, k, v)
+    with torch.no_grad():
+        step = kernels.taylor_step(
+            q[:, 0], k[:, 0], v[:, 0], TaylorState(state.kv.detach().clone(), state.k.detach().clone())
+        )
+        held = WindowState(ring.k.detach().clone(), ring.v.detach().clone(), ring.length.clone())
+        step = step + kernels.sliding_window_step(v[:, 0], v[:, 0], v[:, 0], held)
+        last = past.detach().clone()
+        gate = kernels.gated_short_conv_step(c[:, 0], c[:, 0], weight, None, last)
+    return y, w, c, z, step, gate, held.length
+
+
+def test_compiles_as_one_graph(cpu: str) -> None:
+    x = normal(2, 30, 2, 20)
+    fast = torch.compile(mix, fullgraph=True, backend="aot_eager")
+    for got, want in zip(fast(x), mix(x), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_compiles_with_gradients(cpu: str) -> None:
+    x = normal(2, 30, 2, 20, grad=True)
+
+    def loss(x: Tensor) -> Tensor:
+        y, w, c, z, *_ = mix(x)
+        return y.square().sum() + w.square().sum() + c.square().sum() + z.square().sum()
+
+    (want,) = torch.autograd.grad(loss(x), x)
+    (got,) = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(x), x)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def threads() -> Any:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("batch", "heads"), [(1, 1), (1, 3), (2, 8)])
+def test_threads_change_no_bit(cpu: str, threads: Callable[[int], None], batch: int, heads: int) -> None:
+    q, k, v = normal(batch, 700, heads, 16), normal(batch, 699, heads, 16), normal(batch, 700, heads, 72)
+    k = torch.cat([k, q[:, :1]], 1).requires_grad_()
+    seen = []
+    for count in (1, 2, 2, 4, 5):
+        threads(count)
+        y, state = kernels.taylor_linear_attention(q, k, v, backend=cpu)
+        (grad,) = torch.autograd.grad(y.sum(), k)
+        w, _ = kernels.sliding_window_attention(v, v, v, 65, backend=cpu)
+        seen.append((y, state.kv, state.k, grad, w))
+    for run in seen[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, seen[0], strict=True))
+
+
+def test_other_python_threads_run_meanwhile(cpu: str) -> None:
+    q, v = normal(1, 40000, 2, 16), normal(1, 40000, 2, 64)
+    started, finished = threading.Event(), []
+
+    def work() -> None:
+        started.set()
+        kernels.taylor_linear_attention(q, q, v, backend=cpu)
+        finished.append(True)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)  # so that only the kernel itself hands the interpreter over
+    try:
+        worker = threading.Thread(target=work)
+        worker.start()
+        started.wait()
+        meanwhile = not finished
+        worker.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert meanwhile
+    assert finished
+
+
+def run_python(code: str, **environment: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    return result.stdout.strip()
+
+
+def test_the_environment_forces_an_instruction_set(cpu: str) -> None:
+    code = "from jrt_eval import kernels; print(kernels.status().isa)"
+    assert run_python(code, JRT_EVAL_ISA="portable") == "portable"
+
+
+def test_an_unknown_instruction_set_falls_back_and_says_so() -> None:
+    code = """
+import logging, torch
+logging.basicConfig(level="INFO", format="%(message)s", stream=__import__("sys").stdout)
+from jrt_eval import kernels
+x = torch.ones(1, 3, 1, 4)
+for _ in range(2):
+    kernels.taylor_linear_attention(x, x, x)
+try:
+    kernels.taylor_linear_attention(x, x, x, backend="cpu")
+except kernels.api.checks.UserError as error:
+    print("error:", error)
+"""
+    lines = run_python(code, JRT_EVAL_ISA="sse9").splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("kernels on cpu: PyTorch, not 'cpu': JRT_EVAL_ISA=sse9 is not available")
+    assert lines[1].startswith("error: backend 'cpu' cannot run here: JRT_EVAL_ISA=sse9")
+
+
+def test_a_stale_or_missing_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "import_module", lambda _: SimpleNamespace(ABI=compiled.ABI - 1))
+    module, _, reason = compiled._load()
+    assert module is None
+    assert "another version" in str(reason)
+    assert "reinstall" in str(reason)
+
+    def absent(name: str) -> None:
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(compiled, "import_module", absent)
+    module, _, reason = compiled._load()
+    assert module is None
+    assert "does not import" in str(reason)
+    monkeypatch.setattr(compiled, "_module", None)
+    monkeypatch.setattr(compiled, "missing", reason)
+    found = kernels.status()
+    assert not found.compiled
+    assert "reinstall" in found.mend
+
+
+def test_status(cpu: str) -> None:
+    found = kernels.status()
+    assert found.compiled
+    assert found.isa in ("avx512", "avx2", "portable")
+    assert found.isa in found.text
+
+
+def test_auto_takes_the_reference_for_float64() -> None:
+    x = torch.ones(1, 3, 1, 4, dtype=torch.float64)
+    y, state = kernels.taylor_linear_attention(x, x, x)
+    assert y.dtype == state.kv.dtype == torch.float64
+
+
+def test_the_choice_is_said_once(cpu: str, caplog: pytest.LogCaptureFixture) -> None:
+    registry._said.clear()
+    registry._chosen.clear()
+    x = torch.ones(1, 3, 1, 4)
+    with caplog.at_level(logging.INFO, logger="jrt_eval.kernels"):
+        kernels.taylor_linear_attention(x, x, x)
+        kernels.causal_dot_product(x, x, x)
+    assert [record.message for record in caplog.records] == ["kernels on cpu: the compiled ones ('cpu')"]
+
+
+x4, x3 = torch.ones(2, 5, 3, 4), torch.ones(2, 3, 4)
+WRONG: list[tuple[str, Callable[[], object]]] = [
+    ("unknown backend 'cpp'", lambda: kernels.taylor_linear_attention(x4, x4, x4, backend="cpp")),
+    ("did you mean 'torch'", lambda: kernels.taylor_linear_attention(x4, x4, x4, backend="troch")),
+    ("that agree", lambda: kernels.taylor_linear_attention(x4, x4[:, 1:], x4)),
+    ("that agree", lambda: kernels.taylor_step(x3, x3[:1], x3, TaylorState(x4, x4))),
+    ("different dtypes", lambda: kernels.causal_dot_product(x4.half(), x4, x4)),
+    ("not supported", lambda: kernels.causal_dot_product(x4.int(), x4.int(), x4.int())),
+    ("on different devices", lambda: kernels.causal_dot_product(x4, x4, x4.to("meta"))),
+    ("state.kv has shape", lambda: kernels.taylor_linear_attention(x4, x4, x4, TaylorState(x4, x4))),
+    ("mask has shape", lambda: kernels.taylor_linear_attention(x4, x4, x4, mask=torch.ones(2, 4))),
+    ("decay has shape", lambda: kernels.taylor_linear_attention(x4, x4, x4, decay=torch.ones(2))),
+    ("state has shape", lambda: kernels.causal_dot_product(x4, x4, x4, x4)),
+    ("window >= 1", lambda: kernels.sliding_window_attention(x4, x4, x4, 0)),
+    ("different shapes", lambda: kernels.gated_short_conv(x3, x3[:1], torch.ones(4, 3))),
+    ("weight has shape", lambda: kernels.gated_short_conv(x3, x3, torch.ones(5, 3))),
+    ("bias has shape", lambda: kernels.gated_short_conv(x3, x3, torch.ones(4, 3), torch.ones(3))),
+    ("lengths has shape", lambda: kernels.gated_short_conv(x3, x3, torch.ones(4, 3), lengths=torch.ones(3))),
+    (
+        "expected int64",
+        lambda: kernels.sliding_window_attention(x4, x4, x4, 2, WindowState(x4[:, :2], x4[:, :2], torch.ones(2))),
+    ),
+    (
+        "must be contiguous",
+        lambda: kernels.taylor_step(x3, x3, x3, TaylorState(torch.ones(2, 3, 4, 15).mT, torch.ones(2, 3, 15))),
+    ),
+    (
+        "must not require a gradient",
+        lambda: kernels.taylor_step(
+            x3, x3, x3, TaylorState(torch.ones(2, 3, 15, 4, requires_grad=True), torch.ones(2, 3, 15))
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("message", "call"), WRONG, ids=[message for message, _ in WRONG])
+def test_wrong_calls_say_what_is_wrong(message: str, call: Callable[[], object]) -> None:
+    with pytest.raises(UserError, match=message):
+        call()
+
+
+def test_a_step_does_not_read_what_it_writes(cpu: str) -> None:
+    kv, k_sum = torch.zeros(2, 3, 15, 4), torch.zeros(2, 3, 15)
+    with pytest.raises(ValueError, match="inside the state"):
+        kernels.taylor_step(x3, x3, kv[:, :, 0], TaylorState(kv, k_sum), backend=cpu)
+
+
+def test_nothing_is_computed_for_nothing(cpu: str) -> None:
+    empty = torch.ones(0, 5, 3, 4)
+    y, state = kernels.taylor_linear_attention(empty, empty, empty, backend=cpu)
+    assert y.shape == empty.shape
+    assert state.kv.shape == (0, 3, 15, 4)
+    w, ring = kernels.sliding_window_attention(empty, empty, empty, 2, backend=cpu)
+    assert w.shape == empty.shape
+    assert ring.k.shape == (0, 2, 3, 4)

@@ -1,0 +1,333 @@
+"""The lm-eval adapter: what a document gets does not depend on its neighbours, and lm-eval's contract is kept."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jrt_eval.model_adapters.jrt import JRTLM
+from lm_eval.api.instance import Instance
+from tiny_models import byte_tokenizer, mamba_layout, spelled, tiny
+
+from jrt_eval.errors import UserError
+from jrt_eval.models import save_pretrained
+
+FAMILIES = ["jrt", "based", "based_decay", "attn", "mamba", "mamba2", "llama", "rwkv"]
+LENGTHS = [1, 2, 9, 24, 25, 130, 700, 3000]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny checkpoint of any family."""
+    root, made = tmp_path_factory.mktemp("checkpoints"), {}
+
+    def get(family: str) -> Path:
+        folder = root / family
+        if family in made:
+            return folder
+        if family.startswith("mamba"):
+            mamba_layout(folder, 2 if family == "mamba2" else 1)
+        elif family == "llama":
+            from transformers import LlamaConfig, LlamaForCausalLM
+
+            torch.manual_seed(0)
+            shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+            LlamaForCausalLM(LlamaConfig(vocab_size=256, max_position_embeddings=4096, **shape)).save_pretrained(folder)
+        elif family == "rwkv":  # recurrent, and cannot mask padding
+            from transformers import RwkvConfig, RwkvForCausalLM
+
+            torch.manual_seed(0)
+            shape = {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2, "context_length": 4096}
+            RwkvForCausalLM(RwkvConfig(vocab_size=256, **shape)).save_pretrained(folder)
+        else:
+            save_pretrained(tiny(family), folder)
+        made[family] = True
+        return folder
+
+    return get
+
+
+def make(folder: Path | str, **kwargs: Any) -> JRTLM:
+    return JRTLM(str(folder), **{"tokenizer": byte_tokenizer(251, end=0), "device": "cpu", "max_length": 4096} | kwargs)
+
+
+def generations(prompts: list[str], **kwargs: Any) -> list[Instance]:
+    kwargs = {"until": [], "max_gen_toks": 4} | kwargs
+    return [Instance("generate_until", {}, (prompt, kwargs), i) for i, prompt in enumerate(prompts)]
+
+
+def pairs(texts: list[tuple[str, str]]) -> list[Instance]:
+    return [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(texts)]
+
+
+def text(length: int, seed: int = 0) -> str:
+    draw = random.Random(1000 * length + seed)
+    return spelled([draw.randrange(1, 251) for _ in range(length)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_neighbours_do_not_matter(folders: Callable[[str], Path], family: str) -> None:
+    lengths = LENGTHS if family not in ("rwkv",) else LENGTHS[:-2]
+    prompts = [text(n) for n in lengths]
+    asked = [(prompt, text(3 + i % 3, seed=1)) for i, prompt in enumerate(prompts)]
+    order = random.Random(5).sample(range(len(prompts)), len(prompts))
+    texts, logps = [], []
+    for batch_size in (1, 3, 8):
+        lm = make(folders(family), batch_size=batch_size)
+        given = order if batch_size == 3 else range(len(prompts))
+        got = dict(zip(given, lm.generate_until(generations([prompts[i] for i in given]), True), strict=True))
+        texts.append([got[i] for i in range(len(prompts))])
+        scored = dict(zip(given, lm.loglikelihood(pairs([asked[i] for i in given]), True), strict=True))
+        logps.append([scored[i] for i in range(len(prompts))])
+    assert texts[0] == texts[1] == texts[2]
+    assert all(len(t) > 0 for t in texts[0])
+    for other in logps[1:]:
+        assert [x[0] for x in other] == pytest.approx([x[0] for x in logps[0]], abs=1e-4)
+        assert [x[1] for x in other] == [x[1] for x in logps[0]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loglikelihood_is_the_sum_of_token_log_probabilities(folders: Callable[[str], Path], family: str) -> None:
+    """By hand, from whole-sequence logits; JRT's context is longer than its encoder."""
+    lm = make(folders(family), batch_size=2)
+    context, continuation = text(40), text(5, seed=2)
+    tokens = lm.tok_encode(context + continuation)
+    with torch.no_grad():
+        logits = lm._model_call(torch.tensor([tokens]))[0].log_softmax(-1)
+    expected = sum(logits[39 + i, token].item() for i, token in enumerate(tokens[40:]))
+    greedy = all(logits[39 + i].argmax() == token for i, token in enumerate(tokens[40:]))
+    ((logp, is_greedy),) = lm.loglikelihood(pairs([(context, continuation)]), True)
+    assert logp == pytest.approx(expected, abs=1e-4)
+    assert is_greedy == greedy
+    # the greedy continuation says that it is greedy
+    (answer,) = lm.generate_until(generations([context], max_gen_toks=3), True)
+    assert lm.loglikelihood(pairs([(context, answer)]), True)[0][1] is True
+
+
+@pytest.mark.parametrize("family", ["jrt", "based", "attn", "mamba", "llama"])
+def test_rolling_and_multiple_choice(folders: Callable[[str], Path], family: str) -> None:
+    lm = make(folders(family), batch_size=3, max_length=32)
+    document = text(100)
+    (total,) = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (document,), 0)], True)
+    # lm-eval's windows: each token once, up to 32 tokens of context
+    tokens = [lm.prefix_token_id, *lm.tok_encode(document)]
+    parts = [(tokens[:1], tokens[1:33])] + [([tokens[i - 1]], tokens[i : i + 32]) for i in (33, 65)]
+    first, second, last = (sum(x[0] for x in lm._loglikelihood_tokens([(None, *p)], True)) for p in parts)
+    end = [(None, tokens[101 - 33 : 97], tokens[97:])]
+    assert total == pytest.approx(first + second + last + lm._loglikelihood_tokens(end, True)[0][0], abs=1e-3)
+
+    context = text(30)
+    choices = [text(n, seed=n) for n in (1, 2, 4, 1)]
+    together = lm.loglikelihood(pairs([(context, c) for c in choices]), True)
+    alone = [lm.loglikelihood(pairs([(context, c)]), True)[0] for c in choices]
+    assert [x[0] for x in together] == pytest.approx([x[0] for x in alone], abs=1e-4)
+
+
+def test_a_shared_context_is_read_once(folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = make(folders("jrt"), batch_size=2)
+    rows = []
+    read = lm.model._read
+
+    def counted(prompts: list[list[int]], short_prompt: str) -> Any:
+        rows.append(len(prompts))
+        return read(prompts, short_prompt)
+
+    monkeypatch.setattr(lm.model, "_read", counted)
+    lm.loglikelihood(pairs([(text(30), text(2, seed=s)) for s in range(6)] + [(text(31), text(2))]), True)
+    assert sum(rows) == 2
+
+
+def test_short_prompts(folders: Callable[[str], Path]) -> None:
+    """Each way of filling the encoder (M = 24), against the same model called by hand."""
+    folder = folders("jrt")
+    prompt, long = text(10), text(30)
+    by = {way: make(folder, short_prompt=way) for way in ("left_pad", "read_twice", "iterate")}
+    ids = by["iterate"].tok_encode(prompt)
+    model: Any = by["iterate"].model
+    padded = {"left_pad": [220] * 14 + ids, "read_twice": [220] * 4 + ids + ids, "iterate": ids}
+    answers = {}
+    for way, tokens in padded.items():
+        pads = torch.tensor([len(tokens) - len(ids) * (2 if way == "read_twice" else 1)])
+        with torch.no_grad():
+            encoded = torch.tensor([0 if way == "iterate" else 24])
+            logits = model(torch.tensor([tokens]), encoder_lengths=encoded, pads=pads).logits[0, -1].log_softmax(-1)
+        ((logp, _),) = by[way].loglikelihood(pairs([(prompt, spelled([7]))]), True)
+        assert logp == pytest.approx(logits[7].item(), abs=1e-4)
+        answers[way] = logp
+    assert len({round(a, 3) for a in answers.values()}) == 3
+    # a context of more than half the encoder: its own end stands in front
+    assert model.prepare_prompt(list(range(20)), "read_twice") == ([16, 17, 18, 19, *range(20)], 0, 24)
+    # nothing to fill
+    same = {way: lm.loglikelihood(pairs([(long, spelled([7]))]), True)[0][0] for way, lm in by.items()}
+    assert len(set(same.values())) == 1
+
+
+def test_only_the_context_is_encoded(folders: Callable[[str], Path]) -> None:
+    """What a continuation's first token gets does not depend on the tokens behind it."""
+    lm = make(folders("jrt"))
+    context = text(6)
+    first = lm.loglikelihood(pairs([(context, spelled([9]))]), True)[0][0]
+    scored = lm.model.score([lm.tok_encode(context)] * 2, [[9, 3, 5], [9, 4, 8]])
+    assert [x[0][0].item() for x in scored] == pytest.approx([first, first], abs=1e-5)
+
+
+def test_stop_strings(folders: Callable[[str], Path]) -> None:
+    lm = make(folders("jrt"), batch_size=4)
+    prompts = [text(n) for n in (5, 30, 60)]
+    free = lm.generate_until(generations(prompts, max_gen_toks=12), True)
+    assert all(len(t) == 12 for t in free)
+    until = [free[0][3:5], free[1][7]]  # one spans two tokens
+    cut = lm.generate_until(generations(prompts, max_gen_toks=12, until=until), True)
+    for whole, short in zip(free, cut, strict=True):
+        assert short == min((whole.split(term)[0] for term in until), key=len)
+    assert lm.generate_until(generations(prompts[:1], max_gen_toks=12, until=free[0][3:5]), True) == cut[:1]
+
+
+def test_a_stop_string_that_begins_inside_a_token(shared: Path, tmp_path: Path) -> None:
+    """GPT-2 has tokens such as `.\\n\\n`: the stop is text, wherever tokens end."""
+    from jrt_eval.models.tokenizers import load_tokenizer
+
+    save_pretrained(tiny("based", vocab_size=50257), tmp_path)
+    lm = JRTLM(str(tmp_path), tokenizer=load_tokenizer(shared / "data" / "gpt2"), device="cpu")
+    tokens = lm.tok_encode("It is 1991.\n\nNext") + lm.tok_encode("日本")
+    test = lm._stop_test(["\n\nN", "本"], 1)
+    met = [test([tokens[: i + 1]])[0] for i in range(len(tokens))]
+    first = next(i for i in range(len(tokens)) if "\n\nN" in lm.tok_decode(tokens[: i + 1]))
+    assert met == [i >= first for i in range(len(tokens))]
+    assert lm._text(tokens, [], ["\n\nN", "本"]) == "It is 1991."
+
+
+def test_a_batch_ends_when_every_row_has_stopped(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = make(folders("based"), batch_size=4)
+    prompts = [text(n) for n in (5, 9)]
+    free = lm.generate_until(generations(prompts, max_gen_toks=30), True)
+    steps, step = [], lm.model.step
+    monkeypatch.setattr(lm.model, "step", lambda *a: steps.append(1) or step(*a))
+    lm.generate_until(generations(prompts, max_gen_toks=30, until=[free[0][1], free[1][4]]), True)
+    assert len(steps) <= 4
+
+
+def test_end_of_text(folders: Callable[[str], Path]) -> None:
+    """The end token stops a row and is not text; so does a special token named in `until`."""
+    free = make(folders("based")).generate_until(generations([text(8)], max_gen_toks=9), True)[0]
+    lm = make(folders("based"), tokenizer=byte_tokenizer(251, end=ord(free[4]) - 0x100))
+    stopped = lm.generate_until(generations([text(8)], max_gen_toks=9, until=["<end>"]), True)
+    assert stopped == [free[: free.index(free[4])]]
+
+
+def test_generation_arguments(folders: Callable[[str], Path]) -> None:
+    lm = make(folders("jrt"), batch_size=2)
+    prompts = [text(5), text(7)]
+    torch.manual_seed(3)
+    first = lm.generate_until(generations(prompts, do_sample=True, temperature=5.0, max_gen_toks=8), True)
+    torch.manual_seed(3)
+    assert first == lm.generate_until(generations(prompts, do_sample=True, temperature=5.0, max_gen_toks=8), True)
+    assert first != lm.generate_until(generations(prompts, do_sample=True, temperature=5.0, max_gen_toks=8), True)
+    greedy = lm.generate_until(generations(prompts, max_gen_toks=8), True)
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
+        assert (
+            lm.generate_until(generations(prompts, do_sample=True, temperature=1.0, max_gen_toks=8, **narrow), True)
+            == greedy
+        )
+    assert lm.generate_until(generations(prompts, max_new_tokens=8, max_gen_toks=None, temperature=0.0), True) == greedy
+    with pytest.raises(UserError, match="did you mean 'temperature'"):
+        lm.generate_until(generations(prompts, temperatur=1), True)
+    mixed = generations(prompts[:1], max_gen_toks=8) + generations(prompts[1:], max_gen_toks=3)
+    assert lm.generate_until(mixed, True) == [greedy[0], greedy[1][:3]]
+
+
+def test_context_that_is_too_long_is_cut_at_its_beginning(folders: Callable[[str], Path]) -> None:
+    lm = make(folders("based"), max_length=20)
+    long = text(50)
+    assert lm.generate_until(generations([long]), True) == lm.generate_until(generations([long[-16:]]), True)
+    whole, cut = lm.loglikelihood(pairs([(long, "ĂĂĂ"), (long[-18:], "ĂĂĂ")]), True)
+    assert whole == pytest.approx(cut)
+    with pytest.raises(UserError, match="max_length=20"):
+        lm.generate_until(generations([long], max_gen_toks=20), True)
+
+
+def test_empty_contexts_and_continuations(folders: Callable[[str], Path]) -> None:
+    lm = make(folders("jrt"))
+    assert len(lm.generate_until(generations([""]), True)) == 1
+    ((empty, _),) = lm.loglikelihood(pairs([("", "Ăă")]), True)
+    assert empty == pytest.approx(lm.model.score([[0]], [lm.tok_encode("Ăă")])[0][0].sum().item(), abs=1e-5)
+
+
+def test_arguments_as_text(folders: Callable[[str], Path]) -> None:
+    given = f"pretrained={folders('jrt')},max_length=512,dtype=bfloat16,short_prompt=iterate,add_bos_token=False"
+    lm = JRTLM.create_from_arg_string(given, {"batch_size": "auto:4", "max_batch_size": None, "device": "cpu"}
+                                      | {"tokenizer": byte_tokenizer()})  # fmt: skip
+    assert (lm.max_length, lm.model.dtype, lm.short_prompt, lm.batch_size) == (512, torch.bfloat16, "iterate", "auto")
+    lm = JRTLM(
+        checkpoint_name=str(folders("based")), tokenizer=byte_tokenizer(), device="cpu", batch_size="7", max_length="99"
+    )
+    assert (lm.batch_size, lm.max_length) == (7, 99)
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ({"short_prompt": "leftpad"}, "did you mean 'left_pad'"),
+        ({"backend": "cdua"}, "did you mean 'cuda'"),
+        ({"pretraned": "x"}, "did you mean 'pretrained'"),
+        ({"batch_size": "many"}, "batch_size=many"),
+        ({"max_length": 0}, "max_length=0"),
+        ({"dtype": "float8"}, "dtype 'float8'"),
+        ({"trust_remote_code": "perhaps"}, "trust_remote_code=perhaps"),
+        ({"device": "gpu"}, "device=gpu"),
+    ],
+)
+def test_bad_arguments(folders: Callable[[str], Path], argument: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        make(folders("based"), **argument)
+
+
+def test_automatic_batch_size(folders: Callable[[str], Path]) -> None:
+    prompts = [text(n) for n in (5, 900, 30)]
+    auto, one = make(folders("jrt"), batch_size="auto"), make(folders("jrt"))
+    assert auto.generate_until(generations(prompts), True) == one.generate_until(generations(prompts), True)
+    assert auto.batch_sizes == {904: 9}  # 8,192 tokens at once off the GPU
+
+
+def test_chat_template_is_refused(folders: Callable[[str], Path]) -> None:
+    lm = make(folders("jrt"))
+    for call in (lambda: lm.apply_chat_template([{"role": "user", "content": "x"}]), lambda: lm.chat_template(True)):
+        with pytest.raises(UserError, match="drop --apply_chat_template"):
+            call()
+
+
+def test_mixed_precision(folders: Callable[[str], Path]) -> None:
+    exact, mixed = make(folders("jrt")), make(folders("jrt"), mixed_precision_dtype="bfloat16")
+    assert mixed.model.dtype == torch.float32
+    a, b = (lm.loglikelihood(pairs([(text(30), text(4))]), True)[0][0] for lm in (exact, mixed))
+    assert a != b
+    assert a == pytest.approx(b, abs=0.5)
+
+
+def test_what_the_results_file_says(folders: Callable[[str], Path]) -> None:
+    info = make(folders("jrt"), revision=7).get_model_info()
+    assert info["model_family"] == "jrt"
+    assert info["model_num_parameters"] == tiny("jrt").num_parameters()
+    assert info["model_state_bytes"] == tiny("jrt").state_size(4096)
+    assert (info["model_dtype"], info["model_revision"], info["model_encoder_length"]) == ("float32", "7", 24)
+
+
+def test_cached_requests(folders: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval's --use_cache: the second run asks the model nothing."""
+    from lm_eval.api.model import CachingLM
+
+    lm = make(folders("based"), batch_size=2)
+    asked = generations([text(5), text(9)]), pairs([(text(8), text(2))])
+    cached = CachingLM(lm, str(tmp_path / "cache.db"))
+    first = cached.generate_until(asked[0]), cached.loglikelihood(asked[1])
+    monkeypatch.setattr(lm, "generate_until", None)
+    monkeypatch.setattr(lm, "loglikelihood", None)
+    again = CachingLM(lm, str(tmp_path / "cache.db"))
+    assert again.generate_until(asked[0]) == first[0]
+    assert [tuple(x) for x in again.loglikelihood(asked[1])] == first[1]

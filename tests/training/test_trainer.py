@@ -1,0 +1,209 @@
+"""Whole runs: deterministic, resumable after a kill, safe when the disk is full or the loss is lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from training_helpers import content, losses, tiny
+
+from jrt_eval.errors import UserError
+from jrt_eval.models import load_model
+from jrt_eval.training import checkpoint
+from jrt_eval.training.trainer import train
+
+FAMILIES = ["jrt", "based", "attn", "mamba"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_overfits_a_batch(tmp_path: Path, family: str) -> None:
+    rows = {"name": "mqar", "rows": 8, "options": {"length": 25, "pairs": 3, "vocabulary": 56}}
+    config = tiny(
+        tmp_path,
+        family,
+        data={"lengths": [40], "synthetic": rows},
+        steps=150,
+        save_every=150,
+        optimizer={"lr": 2e-2, "min_lr": 1e-3},
+    )
+    config.objective.mlm_weight, config.objective.mask_probability = 0.0, 0.0
+    config.objective.context_weight = 0.0  # what is owed are the answers; keys and values of the context are noise
+    train(config, progress=False)
+    loss = losses(config)
+    assert float(loss[1]) > 3.0
+    assert float(loss[150]) < 0.1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_is_what_the_adapter_loads(tmp_path: Path, family: str) -> None:
+    config = tiny(tmp_path, family, steps=3, export_dtype="bfloat16")
+    folder = train(config, progress=False)
+    from jrt_eval.training.objective import Trainable, build_model
+
+    mine = build_model(config.model, "torch", 0)
+    checkpoint.load_weights(folder, mine)
+    ids = torch.randint(0, 56, (2, 24))
+    trainable = Trainable(mine, encoder=16 if family == "jrt" else None)
+    with torch.no_grad():
+        expected = trainable.logits(ids, torch.zeros(2, dtype=torch.int64))
+        got = load_model(str(folder), dtype="float32")(ids).logits
+    torch.testing.assert_close(got[..., :250].float(), expected[..., :250], atol=2e-5, rtol=1e-4)
+    exported = load_model(str(Path(config.output) / "model"))
+    assert {p.dtype for p in exported.parameters()} == {torch.bfloat16}
+
+
+def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
+    runs = [
+        tiny(tmp_path, "jrt", output=str(tmp_path / name), seed=seed) for name, seed in [("a", 1), ("b", 1), ("c", 2)]
+    ]
+    for run in runs:
+        train(run, progress=False)
+    first, second, other = map(losses, runs)
+    assert first == second != other
+
+
+def test_accumulation_changes_nothing(tmp_path: Path) -> None:
+    whole = tiny(tmp_path, "jrt", output=str(tmp_path / "whole"))
+    parts = tiny(tmp_path, "jrt", output=str(tmp_path / "parts"), micro_batch=2)
+    for config in (whole, parts):
+        train(config, progress=False)
+    for one, two in zip(losses(whole).values(), losses(parts).values(), strict=True):
+        assert float(one) == pytest.approx(float(two), rel=1e-4)
+
+
+def test_a_killed_run_resumes_to_the_same_losses(tmp_path: Path) -> None:
+    unbroken = tiny(tmp_path, "jrt", output=str(tmp_path / "unbroken"), steps=60, save_every=5)
+    train(unbroken, progress=False)
+    settings = content(tmp_path, "jrt", output=str(tmp_path / "killed"), steps=60, save_every=5)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    killed = tiny(tmp_path, "jrt", output=str(tmp_path / "killed"), steps=60, save_every=5)
+    command = [sys.executable, "-m", "jrt_eval", "train", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    root = Path(killed.output) / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not any(checkpoint.step_of(p) >= 10 for p in checkpoint.existing(root)) and time.monotonic() < deadline:
+        time.sleep(0.005)
+        assert process.poll() is None, "the run ended before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    stopped = checkpoint.step_of(checkpoint.existing(root)[-1])
+    assert 10 <= stopped < 60
+    train(killed, progress=False)
+    assert losses(killed) == losses(unbroken)
+    ours, theirs = (checkpoint.existing(Path(c.output) / "checkpoints")[-1] for c in (killed, unbroken))
+    assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(tmp_path, steps=3)
+    before = train(config, progress=False)
+    weights = (before / "model.safetensors").read_bytes()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    more = tiny(tmp_path, steps=6, output=str(tmp_path / "more"), init_from=str(before))
+    train(tiny(tmp_path, steps=6, output=str(tmp_path / "more"), init_from=str(before)), progress=False)
+    root = Path(more.output) / "checkpoints"
+    for newest in checkpoint.existing(root)[1:]:
+        for path in sorted(newest.rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+        newest.rmdir()
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match=r"step 6 .*No space left on device; .*step-0000003 stays as it was"):
+        train(more, progress=False)
+    monkeypatch.undo()
+    assert [p.name for p in root.iterdir()] == ["step-0000003"]
+    assert checkpoint.step_of(train(more, progress=False)) == 6
+    assert (before / "model.safetensors").read_bytes() == weights
+
+
+def test_a_lost_loss_stops_with_step_and_checkpoint(tmp_path: Path) -> None:
+    good = train(tiny(tmp_path, steps=3, output=str(tmp_path / "good")), progress=False)
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(good / "model.safetensors")
+    state["transformer.ln_f.weight"][0] = float("nan")
+    save_file(state, good / "model.safetensors")
+    with pytest.raises(UserError, match=r"the loss is nan at step 1; no checkpoint was written yet"):
+        train(tiny(tmp_path, init_from=str(good)), progress=False)
+    resumed = tiny(tmp_path, steps=6, output=str(tmp_path / "resumed"))
+    train(resumed, progress=False)
+    root = Path(resumed.output) / "checkpoints"
+    last, previous = root / "step-0000006", root / "step-0000003"
+    for path in sorted(last.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    last.rmdir()
+    save_file(state, previous / "model.safetensors")
+    with pytest.raises(UserError, match=r"nan at step 4; the last good checkpoint is .*step-0000003"):
+        train(resumed, progress=False)
+    assert not last.exists()
+
+
+def test_another_run_is_not_resumed(tmp_path: Path) -> None:
+    train(tiny(tmp_path, steps=3), progress=False)
+    with pytest.raises(UserError, match=r"another .*seed"):
+        train(tiny(tmp_path, steps=3, seed=5), progress=False)
+
+
+def test_a_jrt_starts_from_based(tmp_path: Path) -> None:
+    based = train(tiny(tmp_path, "based", steps=3, output=str(tmp_path / "based")), progress=False)
+    from jrt_eval.training.objective import build_model
+
+    model = build_model(tiny(tmp_path, "jrt").model, "parallel", 0)
+    checkpoint.load_weights(based, model, start=True)
+    state = model.state_dict()
+    mixer = "transformer.layers.1.mixer."
+    torch.testing.assert_close(state[mixer + "proj_k_enc.weight"], state[mixer + "proj_k.weight"])
+    with pytest.raises(UserError, match="does not fit"):
+        checkpoint.load_weights(based, model)
+
+
+def test_no_data_and_rows_that_do_not_fit(tmp_path: Path) -> None:
+    for changes, says in [
+        ({"lengths": [40], "files": [str(tmp_path / "none-*.txt")]}, "nothing matches"),
+        ({"lengths": [4], "synthetic": content(tmp_path)["data"]["synthetic"]}, "longer than 4 tokens"),
+        ({"lengths": [40], "synthetic": {"name": "mqra", "rows": 4}}, "did you mean 'mqar'"),
+        ({"lengths": [40], "synthetic": {"name": "mqar", "rows": 4, "options": {"pair": 1}}}, "did you mean 'pairs'"),
+        ({"lengths": [40], "synthetic": {"name": "mqar", "rows": 0}}, "no data"),
+    ]:
+        with pytest.raises(UserError) as raised:
+            train(tiny(tmp_path, data=changes, tokenizer="mini"), progress=False)
+        assert says in str(raised.value)
+
+
+def test_tokens_outside_of_the_vocabulary(tmp_path: Path) -> None:
+    rows = {"name": "mqar", "rows": 64, "options": {"length": 25, "pairs": 3, "vocabulary": 900}}
+    with pytest.raises(UserError, match="the model has 256 rows"):
+        train(tiny(tmp_path, data={"lengths": [40], "synthetic": rows}), progress=False)
+
+
+def test_validation_and_metrics(tmp_path: Path) -> None:
+    data = content(tmp_path)["data"]
+    config = tiny(tmp_path, "jrt", validation=data, validate_every=3, precision="bf16")
+    train(config, progress=False)
+    lines = (Path(config.output) / "validation.csv").read_text().splitlines()
+    assert lines[0] == "step,loss,answer_tokens,answers"
+    assert [line.split(",")[0] for line in lines[1:]] == ["3", "6"]
+    state = json.loads((Path(config.output) / "checkpoints/step-0000006/training/state.json").read_text())
+    assert (state["step"], state["epoch"], state["batch"]) == (6, 0, 6)
+
+
+def test_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content(tmp_path, steps=2, learning_rate=1)))
+    command = [sys.executable, "-m", "jrt_eval", "train", str(path)]
+    wrong = subprocess.run(command, capture_output=True, text=True)
+    assert wrong.returncode == 1
+    assert wrong.stderr.strip().splitlines() == [f"jrt-eval: error: {path}: unknown key 'learning_rate'"]
