@@ -1,5 +1,5 @@
 # make demo   run lm_eval on read-twice tasks and show the result as a table   (DATA_DIR=... for real documents)
-# make test   run the tests
+# make test   run the tests   (TESTS=tests/kernels for some of them, JOBS=8 for more processes)
 # make lint   ruff and mypy
 # Each sets up what it needs in .venv first.
 
@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 TESTS  ?= tests
+JOBS   ?= 2
 
 .PHONY: demo test lint clean
 .DEFAULT_GOAL := demo
@@ -15,7 +16,7 @@ demo: $(VENV)/.installed
 	$(BIN)/jrt-eval demo --output runs/demo $(if $(DATA_DIR),--data-dir $(DATA_DIR))
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
