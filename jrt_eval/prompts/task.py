@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import datasets
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 CONTEXT_LENGTH, ANSWER_LENGTH = 1000, 50  # the paper's Table 1
 DEFAULT_MAX_LENGTH = 2048  # lm-eval's, where neither the model's config nor its tokenizer says
+_SETTINGS = ("context_length", "answer_length", "data_dir", "dataset", "tokenizer", "max_length")
 DEFAULT_NEW_TOKENS = 256  # lm-eval's, where generation_kwargs do not say
 
 
@@ -74,6 +76,7 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
             raise UserError(
                 f"task {config.task}: dataset_path is missing: give a hub id, or a folder's name under data_dir"
             )
+        _refuse_misspelt(metadata, config.task)
         try:
             budget = Budget.of(
                 metadata.get("context_length", CONTEXT_LENGTH), metadata.get("answer_length", ANSWER_LENGTH)
@@ -210,6 +213,13 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
 def _prompt(argument: Any) -> str:
     """A request's prompt; chat templates of API models wrap it."""
     return argument if isinstance(argument, str) else str(getattr(argument, "prompt", argument))
+
+
+def _refuse_misspelt(metadata: Mapping[str, Any], task: str | None) -> None:
+    """Other tasks have metadata of their own, so an unknown key is refused only where it nearly is one of ours."""
+    for key in sorted(metadata.keys() - set(_SETTINGS)):
+        if close := get_close_matches(key, _SETTINGS, n=1, cutoff=0.85):
+            raise UserError(f"task {task}: metadata has no key {key!r}; did you mean {close[0]!r}?")
 
 
 def _missing_metadata(metadata: Any) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def test_rows(
         ({"context_length": 100, "answer_length": -1}, "answer_length is -1"),
         ({"data_dir": "/nowhere/at/all"}, "'/nowhere/at/all' is not a folder"),
         ({"dataset": 7}, "must be a hub id"),
+        ({"contextlength": 500}, "no key 'contextlength'; did you mean 'context_length'?"),
         ({"tokenizer": None}, "give --metadata"),
         ({"tokenizer": "/nowhere/tokenizer"}, "no such folder"),
     ],
