@@ -196,11 +196,10 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         if given is not None:
             return _whole("max_length", given)
         config = getattr(self._model, "config", None)
+        if isinstance(self._model, JRTModel):
+            return min(2048, self._model.config.positions or 2048)
         known = [getattr(config, key, None) for key in ("max_position_embeddings", "n_positions", "n_ctx")]
-        limits = (
-            [n for n in known if isinstance(n, int) and n > 0] if isinstance(self._model, TransformersModel) else []
-        )
-        return min([2048, *limits])
+        return min([2048, *(n for n in known if isinstance(n, int) and n > 0)])
 
     # --- what lm-eval asks
 

@@ -44,19 +44,21 @@ _IGNORED = {
     "do_update",
     "layer_idx",
     "kernel_sizes",
-    "use_mask",
     "dec_length",
     "dropout",
     "attention_dropout",
     "device",
     "dtype",
-    "eps",
     "checkpointing",
     "return_residual",
     "embed_dim",
     "d_model",
     "chunk_size",
 }
+
+
+GATED = ("swiglu", "geglu", "glu")
+PLAIN = ("gelu", "gelu_new", "gelu_fast", "gelu_approx", "gelu_pytorch_tanh", "relu", "sqrelu")
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,14 @@ class MixerConfig:
     head_dim: int = 0
     bias_in: bool = False  # in_proj, Wqkv
     bias_out: bool = False  # out_proj
-    expand: int = 4  # convolution: in_proj maps d to expand * d
+    expand: int | None = 4  # convolution: in_proj maps d to expand * d; None: the file's in_proj says
     kernel_size: int = 3
     window: int = 0  # keys that a query sees, itself included
     rotary_dim: int = 0
     rotary_base: float = 10000.0
     feature_dim: int = 16
     enc_length: int = 0  # M: positions that the prefix encoder reads
+    mask_pads: bool = True  # k and ke of left padding are zeroed
     decay: bool = False
 
 
@@ -94,6 +97,8 @@ class ModelConfig:
     fc1_bias: bool
     fc2_bias: bool
     tied: bool
+    head_bias: bool
+    positions: int  # rows of the position embedding table, 0 without one
     decay_const: float | None
     mixers: tuple[MixerConfig, ...]
     initializer_range: float = 0.02
@@ -113,8 +118,15 @@ class ModelConfig:
             return "based"
         return "attn" if kinds == {"attention"} else "hybrid"
 
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP's first layer gives a gate beside the values."""
+        return self.activation in GATED
+
     def inner(self) -> int:
         """Width of the MLP where no weights say it: released files round n_inner to 256, 8/3 n_embd to 128."""
+        if not self.gated:
+            return self.n_inner or 4 * self.d_model
         width, multiple = (self.n_inner, 256) if self.n_inner else (int(8 * self.d_model / 3), 128)
         return -(-width // multiple) * multiple
 
@@ -156,8 +168,6 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
     if missing:
         raise refuse(f"lacks {', '.join(missing)}: not a config of the JRT, Based or attention checkpoints")
     positions = raw.get("max_position_embeddings", raw.get("n_positions", 0))
-    if positions:
-        raise refuse(f"asks for a table of {positions} position embeddings; only rotary models are known")
     must("scale_attn_weights", True, True)
     must("scale_attn_by_inverse_layer_idx", False, False)
     must("prenorm", True, True)
@@ -170,7 +180,7 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
     must("word_embed_proj_dim", None, None)
     must("attn_dwconv", False, False)
     must("norm_head", False, False)
-    must("lm_head_bias", False, False)
+    must("decay_denom", False, False)
     must("mlp_type", "base", "base", None)
 
     d_model = integer("n_embd", raw["n_embd"])
@@ -184,8 +194,8 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
     if "head_dim" not in raw and d_model % n_head:
         raise refuse(f"n_embd {d_model} is no multiple of n_head {n_head}")
     activation = raw.get("activation_function")
-    if activation not in ("swiglu", "geglu", "glu"):
-        known = ["swiglu", "geglu", "glu"]
+    if activation not in GATED + PLAIN:
+        known = [*GATED, *PLAIN]
         raise refuse(
             f"activation_function is {activation!r}, known are {', '.join(known)}" + nearest(str(activation), known)
         )
@@ -197,6 +207,8 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
     if not isinstance(fraction, (int, float)) or not 0 <= fraction <= 1:
         raise refuse(f"rotary_emb_fraction is {fraction!r}, a number from 0 to 1 is needed")
     rotary_dim = int(fraction * head_dim)
+    if rotary_dim % 2 and rotary_dim == head_dim:
+        raise refuse(f"rotary_emb_fraction {fraction} of head_dim {head_dim} is odd: one dim more would rotate than is")
     rotary_base = float(raw.get("rotary_emb_base", 10000.0))
     qkv_bias, out_bias = bool(raw.get("qkv_proj_bias", True)), bool(raw.get("out_proj_bias", True))
 
@@ -232,15 +244,16 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
 
         if kind == "convolution":
             bias = bool(take("use_bias", True))
+            expand = take("expand_proj", None)
             result = MixerConfig(
                 kind,
                 bias_in=bias,
                 bias_out=bias,
-                expand=integer(f"{tag}.expand_proj", take("expand_proj", 4)),
+                expand=None if expand is None else integer(f"{tag}.expand_proj", expand),
                 kernel_size=integer(f"{tag}.kernel_size", take("kernel_size", 3)),
             )
             take("conv_bias", None)  # the file's keys say whether there is one
-            if result.expand * d_model % 2:
+            if (result.expand or 0) * d_model % 2:
                 raise refuse(f"{tag}: expand_proj {result.expand} times n_embd {d_model} does not split in two")
             unused()
             return result
@@ -249,6 +262,7 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
         for key in ("num_key_value_heads", "num_heads_kv"):
             if (kv := take(key, None)) not in (None, heads):
                 raise refuse(f"{tag}.{key} is {kv!r} beside num_heads {heads}: shared key heads are not known")
+        mask_pads = bool(take("use_mask", True))  # only read by prefix linear attention
         if kind in ("sliding_window", "attention"):
             if not take("causal", True):
                 raise refuse(f"{tag}.causal is false: attention that sees later tokens cannot generate")
@@ -287,10 +301,15 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
                 rotary_base=rotary_base,
             )
 
-        if d_model % heads:
+        given_dim = take("head_dim", None)
+        if given_dim is None and d_model % heads:
             raise refuse(f"{tag}: n_embd {d_model} is no multiple of num_heads {heads}")
-        if (given := take("head_dim", None)) not in (None, d_model // heads):
-            raise refuse(f"{tag}.head_dim is {given!r}, n_embd / num_heads = {d_model // heads} is needed")
+        value_dim = d_model // heads if given_dim is None else integer(f"{tag}.head_dim", given_dim)
+        if kind == "prefix_linear_attention" and value_dim * heads != d_model:
+            raise refuse(f"{tag}.head_dim is {value_dim}, n_embd / num_heads = {d_model / heads:g} is needed")
+        eps = take("eps", 1e-12)
+        if not isinstance(eps, (int, float)) or not 0 <= eps <= 1e-9:
+            raise refuse(f"{tag}.eps is {eps!r}: only the release's 1e-12 is known")
         feature_dim = integer(f"{tag}.feature_dim", take("feature_dim", 16))
         feature_map = take("feature_map", None)
         if feature_map is not None:
@@ -308,10 +327,10 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
         projected, fixed = bool(take("use_decay_proj", False)), bool(raw.get("fixed_decay", False))
         if projected and kind == "prefix_linear_attention":
             raise refuse(f"{tag}.use_decay_proj: decay is not known for {name}")
-        if kind == "linear_attention" and projected != fixed:
-            raise refuse(
-                f"fixed_decay is {fixed} and {tag}.use_decay_proj is {projected}: known are both true and both false"
-            )
+        if projected and not fixed:
+            raise refuse(f"{tag}.use_decay_proj is true and fixed_decay is not: decay is known with both only")
+        if projected and heads != n_head:
+            raise refuse(f"{tag}.num_heads is {heads} beside n_head {n_head}, which says how many decays there are")
         enc_length = 0
         if kind == "prefix_linear_attention":
             given = take("enc_length", raw.get("enc_length"))
@@ -320,7 +339,13 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
             enc_length = integer(f"{tag}.enc_length", given)
         unused()
         return MixerConfig(
-            kind, heads, d_model // heads, feature_dim=feature_dim, enc_length=enc_length, decay=projected
+            kind,
+            heads,
+            value_dim,
+            feature_dim=feature_dim,
+            enc_length=enc_length,
+            mask_pads=mask_pads,
+            decay=projected,
         )
 
     def layers(key: str) -> set[int]:
@@ -350,6 +375,8 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
         fc1_bias=bool(raw.get("mlp_fc1_bias", True)),
         fc2_bias=bool(raw.get("mlp_fc2_bias", True)),
         tied=bool(raw.get("tie_word_embeddings", True)),
+        head_bias=bool(raw.get("lm_head_bias", False)),
+        positions=0 if not positions else integer("max_position_embeddings", positions),
         decay_const=None if raw.get("decay_const") is None else float(raw["decay_const"]),
         mixers=mixers,
         initializer_range=float(raw.get("initializer_range", 0.02)),

@@ -1,8 +1,9 @@
-"""The parts that every layer shares: norms, the gated MLP, rotary positions."""
+"""The parts that every layer shares: norms, the MLP, rotary positions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -39,18 +40,29 @@ class LayerNorm(nn.Module):
 
 
 _GATES: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": F.silu, "geglu": F.gelu, "glu": torch.sigmoid}
+_TANH = partial(F.gelu, approximate="tanh")
+_PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_approx", "gelu_pytorch_tanh"), _TANH),
+    "relu": F.relu,
+    "sqrelu": lambda x: F.relu(x).square(),
+}
 
 
-class GatedMLP(nn.Module):
-    """`fc2(act(g) * u)`, where `fc1` gives u in its first half and the gate g in its second."""
+class MLP(nn.Module):
+    """`fc2(act(g) * u)`, where `fc1` gives u in its first half and the gate g in its second; or plain `fc2(act(fc1))`."""
 
     def __init__(self, dim: int, inner: int, activation: str, fc1_bias: bool, fc2_bias: bool) -> None:
         super().__init__()
-        self.act = _GATES[activation]
-        self.fc1 = nn.Linear(dim, 2 * inner, bias=fc1_bias)
+        self.gated = activation in _GATES
+        self.act = _GATES[activation] if self.gated else _PLAIN[activation]
+        self.fc1 = nn.Linear(dim, 2 * inner if self.gated else inner, bias=fc1_bias)
         self.fc2 = nn.Linear(inner, dim, bias=fc2_bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.gated:
+            plain: Tensor = self.fc2(self.act(self.fc1(x)))
+            return plain
         up, gate = self.fc1(x).chunk(2, -1)
         y: Tensor = self.fc2(self.act(gate) * up)
         return y

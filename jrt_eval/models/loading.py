@@ -11,6 +11,7 @@ import logging
 import pickle
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from jrt_eval import minis
 from jrt_eval.errors import UserError, nearest
-from jrt_eval.models.config import parse_config, read_config
+from jrt_eval.models.config import MixerConfig, ModelConfig, parse_config, read_config
 from jrt_eval.models.model import JRTModel
 
 log = logging.getLogger(__name__)
@@ -205,7 +206,7 @@ def clean_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if "metrics" in key:
             continue
         name = re.sub(r"^(_orig_mod\.|module\.|model\.)+", "", key)
-        name = re.sub(r"(\.mixer\.)conv1\.", r"\1conv.", name)
+        name = re.sub(r"(?<=\.)conv1(?=\.)", "conv", name) if ".mixer." in name else name
         if name in cleaned:
             raise UserError(f"two keys of the file mean {name}: {key} and another")
         cleaned[name] = value
@@ -297,6 +298,18 @@ def family_of(config: Mapping[str, Any], arch: str | None = None) -> str:
     return "fla" if kind in FLA_TYPES else "transformers"
 
 
+def _expanded(config: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelConfig:
+    """`expand` of each convolution that the config leaves open, from its in_proj (expand * d, d)."""
+
+    def expand(i: int, mixer: MixerConfig) -> MixerConfig:
+        weight = tensors.get(f"transformer.layers.{i}.mixer.in_proj.weight")
+        if mixer.kind != "convolution" or mixer.expand is not None or weight is None:
+            return mixer
+        return replace(mixer, expand=weight.shape[0] // config.d_model)
+
+    return replace(config, mixers=tuple(expand(i, mixer) for i, mixer in enumerate(config.mixers)))
+
+
 def load_jrt(
     source: Source, raw: dict[str, Any], *, device: torch.device, dtype: torch.dtype | None, backend: str
 ) -> JRTModel:
@@ -315,9 +328,11 @@ def load_jrt(
         del tensors[head]
     elif config.tied and head in tensors:
         tensors[embeddings] = tensors.pop(head)
-    # Two facts stand in the weights alone: the MLP's rounded width, and whether the convolution has a bias.
+    # Three facts may stand in the weights alone: the MLP's rounded width, how far a convolution expands, and whether it
+    # has a bias.
     fc1 = tensors.get("transformer.layers.0.mlp.fc1.weight")
-    inner = fc1.shape[0] // 2 if fc1 is not None and fc1.dim() == 2 else None
+    inner = fc1.shape[0] // (2 if config.gated else 1) if fc1 is not None and fc1.dim() == 2 else None
+    config = _expanded(config, tensors)
     conv_bias = any(re.search(r"\.mixer\.conv\.conv\.bias$", key) for key in tensors)
     with torch.device("meta"):
         model = JRTModel(config, raw, backend=backend, inner=inner, conv_bias=conv_bias)

@@ -82,7 +82,7 @@ class ShortConvolution(nn.Module):
 
     def __init__(self, dim: int, config: MixerConfig, conv_bias: bool) -> None:
         super().__init__()
-        inner = config.expand * dim // 2
+        inner = (4 if config.expand is None else config.expand) * dim // 2
         self.in_proj = nn.Linear(dim, 2 * inner, bias=config.bias_in)
         self.conv = nn.Module()  # the released files say conv.conv
         self.conv.conv = nn.Conv1d(inner, inner, config.kernel_size, groups=inner, bias=conv_bias)
@@ -121,7 +121,7 @@ class LinearAttention(nn.Module):
     def __init__(self, dim: int, config: MixerConfig) -> None:
         super().__init__()
         self.heads, self.head_dim, self.feature_dim = config.num_heads, config.head_dim, config.feature_dim
-        self.enc_length = config.enc_length
+        self.enc_length, self.mask_pads = config.enc_length, config.mask_pads
         self.proj_q = nn.Linear(dim, self.heads * self.feature_dim, bias=False)
         self.proj_k = nn.Linear(dim, self.heads * self.feature_dim, bias=False)
         self.proj_v = nn.Linear(dim, self.heads * self.head_dim, bias=False)
@@ -141,7 +141,7 @@ class LinearAttention(nn.Module):
         x = x[:, : at.max_encoded]
         ke, ve = self._split(self.proj_k_enc(x)), self._split(self.proj_v_enc(x))
         place = torch.arange(x.shape[1], device=x.device)
-        if at.pads is not None:
+        if at.pads is not None and self.mask_pads:
             ke = ke.masked_fill((place < at.pads[:, None])[..., None, None], 0)
         with _no_autocast(x):
             return kernels.encode_prefix(ke, ve, place < at.encoded[:, None], backend=at.backend)
@@ -152,7 +152,7 @@ class LinearAttention(nn.Module):
         q, k, v = self._split(self.proj_q(x)), self._split(self.proj_k(x)), self._split(self.proj_v(x))
         if state is None:
             state = self._encode(x, at)
-            if at.pads is not None and self.enc_length:
+            if at.pads is not None and self.enc_length and self.mask_pads:
                 place = torch.arange(x.shape[1], device=x.device)
                 k = k.masked_fill((place < at.pads[:, None])[..., None, None], 0)
         scale = None if self.decay_proj is None else self.decay_proj(x)

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jrt_eval.errors import UserError
 from jrt_eval.models.config import ModelConfig, parse_config
 from jrt_eval.models.generation import Generation, SamplingConfig, StopTest, generate, right_padded
-from jrt_eval.models.layers import GatedMLP, LayerNorm, RMSNorm
+from jrt_eval.models.layers import MLP, LayerNorm, RMSNorm
 from jrt_eval.models.mixers import (
     At,
     KVState,
-    LinearAttention,
     MixerState,
     build_mixer,
 )
@@ -77,7 +77,7 @@ class Block(nn.Module):
         norm = RMSNorm if config.norm == "rms" else LayerNorm
         self.mixer = build_mixer(config.d_model, config.mixers[index], conv_bias)
         self.norm1 = norm(config.d_model, config.norm_eps)
-        self.mlp = GatedMLP(config.d_model, inner, config.activation, config.fc1_bias, config.fc2_bias)
+        self.mlp = MLP(config.d_model, inner, config.activation, config.fc1_bias, config.fc2_bias)
         self.norm2 = norm(config.d_model, config.norm_eps)
 
 
@@ -118,13 +118,15 @@ class JRTModel(nn.Module):
         self.transformer = nn.Module()
         self.transformer.embeddings = nn.Module()
         self.transformer.embeddings.word_embeddings = nn.Embedding(config.padded_vocab_size, config.d_model)
+        if config.positions:
+            self.transformer.embeddings.position_embeddings = nn.Embedding(config.positions, config.d_model)
         self.transformer.layers = nn.ModuleList(Block(config, i, inner, conv_bias) for i in range(config.n_layer))
         norm = RMSNorm if config.norm == "rms" else LayerNorm
         self.transformer.ln_f = norm(config.d_model, config.norm_eps)
         heads = {m.num_heads for m in config.mixers if m.decay}
         if heads:
             self.transformer.decay = Decay(heads.pop(), -3.0 if config.decay_const is None else config.decay_const)
-        self.lm_head = nn.Linear(config.d_model, config.padded_vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.d_model, config.padded_vocab_size, bias=config.head_bias)
         self.tie_weights()
 
     # --- facts
@@ -217,11 +219,11 @@ class JRTModel(nn.Module):
             at.encoded = given.clamp(max=self.enc_length)
             at.max_encoded = int(at.encoded.max()) if encoder_lengths is not None else min(length, self.enc_length)
             at.pads = None if pads is None else pads.to(device)
-        r = self._embed(input_ids)
+        r = self._embed(input_ids, at)
         decay = self._decay()
         states: list[Any] = []
         for i, layer in enumerate(self._layers):
-            extra = {"decay": decay} if isinstance(layer.mixer, LinearAttention) else {}
+            extra = {"decay": decay} if getattr(layer.mixer, "decay_proj", None) is not None else {}
             y, new = layer.mixer(layer.norm1(r), None if state is None else state.layers[i], at, **extra)
             states.append(new)
             r = r + y
@@ -236,10 +238,10 @@ class JRTModel(nn.Module):
         place.
         """
         at = At(state.length[:, None].clone(), backend=self.backend)
-        r = self._embed(tokens)
+        r = self._embed(tokens[:, None], at)[:, 0]
         decay = self._decay()
         for layer, held in zip(self._layers, state.layers, strict=True):
-            extra = {"decay": decay} if isinstance(layer.mixer, LinearAttention) else {}
+            extra = {"decay": decay} if getattr(layer.mixer, "decay_proj", None) is not None else {}
             r = r + layer.mixer.step(layer.norm1(r), held, at, **extra)
             r = r + layer.mlp(layer.norm2(r))
         state.length = state.length + 1
@@ -251,8 +253,18 @@ class JRTModel(nn.Module):
         y: Tensor = self.lm_head(x)
         return y.float()
 
-    def _embed(self, ids: Tensor) -> Tensor:
+    def _embed(self, ids: Tensor, at: At) -> Tensor:
         x: Tensor = self._embeddings(ids)
+        if self.config.positions:
+            mask = at.mask()
+            positions = at.positions if mask is None else at.positions.masked_fill(~mask, 0)
+            if (last := int(positions.max())) >= self.config.positions:
+                raise UserError(
+                    f"{self.source}: a sequence of {last + 1} tokens is longer than its {self.config.positions} "
+                    "position embeddings"
+                )
+            embeddings: Any = self.transformer.embeddings
+            x = x + embeddings.position_embeddings(positions)
         return x.float() if self.config.residual_in_fp32 else x
 
     def _decay(self) -> Tensor | None:
@@ -296,6 +308,11 @@ class JRTModel(nn.Module):
         if short_prompt == "read_twice":
             prompt = prompt[max(0, 2 * len(prompt) - m) :] + prompt
         pads = m - len(prompt)
+        if pads and self.vocabulary <= PAD_TOKEN:
+            raise UserError(
+                f"{self.source}: short prompts are padded with token {PAD_TOKEN}, its vocabulary has {self.vocabulary} rows; "
+                "short_prompt=iterate pads nothing"
+            )
         return [PAD_TOKEN] * pads + prompt, pads, m
 
     @torch.no_grad()
@@ -455,8 +472,11 @@ def from_config(
     seed: weights that depend on nothing else; None draws from torch's global generator. On device "meta" nothing is
     drawn.
     """
+    parsed = parse_config(config)
+    if any(mixer.decay for mixer in parsed.mixers) and parsed.decay_const is None:
+        raise UserError("config.json: fixed_decay is true, and no decay_const says how fast")
     with torch.device(device):
-        model = JRTModel(parse_config(config), config, backend=backend)
+        model = JRTModel(parsed, config, backend=backend)
     if torch.device(device).type != "meta":
         generator = None if seed is None else torch.Generator(device).manual_seed(seed)
         initialise(model, generator)
