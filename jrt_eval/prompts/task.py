@@ -13,7 +13,10 @@ What a run did to the documents stands in lm-eval's results files, under `config
     truncated       of these, how many lm-eval will cut; null where no tokenizer says how long they are
     max_prompt_tokens, longest_prompt, tokens_lost     the limit, the longest prompt, the most that one loses
 
-and `truncated` is a metric too: the share of prompts that are cut, and 0 or 1 per sample.
+    jrt_eval_version   of this package
+
+and `truncated` is a metric too: the share of prompts that are cut, and 0 or 1 per sample. A sample's `doc` holds
+`jrt_prompt_tokens`, where a tokenizer counted them.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ import pyarrow
 from lm_eval.api.task import ConfigurableTask
 from tqdm import tqdm
 
+from jrt_eval._version import __version__
 from jrt_eval.errors import UserError
 from jrt_eval.prompts import documents as docs
 from jrt_eval.prompts import tokenization
@@ -65,7 +69,8 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
         # One split is read, and examples are rows of it.
         config["test_split"] = config["fewshot_split"] = config.get("test_split") or "validation"
         self._tokenizer: tokenization.Tokenizer | None = None
-        self._truncated: frozenset[int] | None = None
+        self._lengths: dict[int, int] = {}  # tokens of the prompt, by row
+        self._limit = 0  # tokens that a prompt may have
         super().__init__(data_dir, cache_dir, download_mode, config)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -128,6 +133,7 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
 
     def _report(self, rows: docs.Rows, report: docs.Report, budget: Budget | None) -> None:
         self.config.metadata["jrt"] = {
+            "jrt_eval_version": __version__,
             "documents": report.documents,
             "dropped": report.dropped,
             "dropped_rows": report.dropped_rows[:100],
@@ -158,13 +164,11 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
         record["prompts"] = len(self._instances)
         if self._tokenizer is None:
             return
-        limit = self._max_length() - self._new_tokens()
+        limit = self._limit = self._max_length() - self._new_tokens()
         prompts = [_prompt(instance.args[0]) for instance in self._instances]
         lengths = self._tokenizer.count(prompts)
         over = [length - limit for length in lengths if length > limit]
-        self._truncated = frozenset(
-            instance.doc["jrt_row"] for instance, length in zip(self._instances, lengths, strict=True) if length > limit
-        )
+        self._lengths = {i.doc["jrt_row"]: length for i, length in zip(self._instances, lengths, strict=True)}
         record |= {
             "truncated": len(over),
             "max_prompt_tokens": limit,
@@ -203,10 +207,16 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
         return (self._tokenizer and self._tokenizer.model_max_length) or DEFAULT_MAX_LENGTH
 
     def process_results(self, doc: dict[str, Any], results: Any) -> dict[str, Any]:
-        """lm-eval's, and whether this document's prompt is cut, where that is known."""
+        """lm-eval's, and whether this document's prompt is cut, where that is known.
+
+        Adds `jrt_prompt_tokens` to doc, which lm-eval then writes to the sample file.
+        """
         scores: dict[str, Any] = super().process_results(doc, results)
-        if self._truncated is not None and "truncated" in self._metric_fn_list:
-            scores["truncated"] = float(doc["jrt_row"] in self._truncated)
+        length = self._lengths.get(doc["jrt_row"])
+        if length is not None:
+            doc["jrt_prompt_tokens"] = length
+            if "truncated" in self._metric_fn_list:
+                scores["truncated"] = float(length > self._limit)
         return scores
 
 

@@ -37,7 +37,7 @@ from jrt_eval.results.samples import conform, ranges
 from jrt_eval.results.schema import RUN_COLUMNS, predictions_schema, scores_schema
 
 MANIFEST = "manifest.json"
-FORMAT = 1  # of the manifest and the parts; another number there means: read everything again
+FORMAT = 2  # of the manifest and the parts; another number there means: read everything again
 
 Stamp = list[int]  # [size in bytes, modification time in ns]
 

@@ -62,6 +62,7 @@ TABLES = ("gain", "prompt", "length", "failures", "by-length", "by-place", "by-d
 )
 @click.option("--versus", nargs=2, metavar="A B", help="Compare model B with model A, not twice with once.")
 @click.option("--model", "models", multiple=True, help="Only this model (several times: these).")
+@click.option("--task", "tasks", multiple=True, help="Only this task, or data set: fda is jrt_fda and jrt_fda_twice.")
 @click.option("--metric", help="The metric (default: contains, else exact_match, acc or f1).")
 @click.option("--published", is_flag=True, help="With --table prompt or length: the paper's numbers beside yours.")
 @click.option("--tokenizer", help="Folder or hub id: count distances in tokens.")
@@ -72,6 +73,7 @@ def compare(
     table: str,
     versus: tuple[str, str] | None,
     models: tuple[str, ...],
+    tasks: tuple[str, ...],
     metric: str | None,
     published: bool,
     tokenizer: str | None,
@@ -83,20 +85,13 @@ def compare(
     FOLDER is what collect wrote, or lm-eval's output itself.
     """
     from jrt_eval.errors import UserError
-    from jrt_eval.results.load import load_results
     from jrt_eval.results.tables import length_table, prompt_table
 
     if published and table not in {"prompt", "length"}:
         raise UserError("--published goes with --table prompt or --table length")
     if versus and table in {"prompt", "length", "failures"}:
         raise UserError(f"--versus compares two models' documents: it does not go with --table {table}")
-    results = load_results(folder)
-    if models:
-        results = results.of_models(models)
-    if tokenizer:
-        from jrt_eval.results.tokens import count_tokens
-
-        results = count_tokens(results, tokenizer)
+    results = _load(folder, models, tasks, tokenizer)
     if table == "prompt":
         shown = prompt_table(results, metric=metric, published=published)
     elif table == "length":
@@ -108,6 +103,21 @@ def compare(
         click.echo(f"wrote {out}")
     else:
         click.echo(shown.render(form), nl=False)
+
+
+def _load(folder: str, models: tuple[str, ...], tasks: tuple[str, ...], tokenizer: str | None) -> Results:
+    from jrt_eval.results.load import load_results
+
+    results = load_results(folder)
+    if models:
+        results = results.of_models(models)
+    if tasks:
+        results = results.of_tasks(tasks)
+    if tokenizer:
+        from jrt_eval.results.tokens import count_tokens
+
+        results = count_tokens(results, tokenizer)
+    return results
 
 
 def _paired(results: Results, table: str, versus: tuple[str, str] | None, metric: str | None) -> Table:
@@ -141,6 +151,8 @@ def _paired(results: Results, table: str, versus: tuple[str, str] | None, metric
 @click.argument("folder", type=click.Path())
 @click.option("-o", "--out", type=click.Path(), default="report.html", show_default=True, help="The HTML file.")
 @click.option("--title", default="Recall, read once and twice", help="The page's title.")
+@click.option("--model", "models", multiple=True, help="Only this model (several times: these).")
+@click.option("--task", "tasks", multiple=True, help="Only this task, or data set: fda is jrt_fda and jrt_fda_twice.")
 @click.option("--metric", help="The metric (default: contains, else exact_match, acc or f1).")
 @click.option("--published", is_flag=True, help="The paper's numbers beside yours.")
 @click.option("--tokenizer", help="Folder or hub id: count distances in tokens.")
@@ -156,6 +168,8 @@ def report(
     folder: str,
     out: str,
     title: str,
+    models: tuple[str, ...],
+    tasks: tuple[str, ...],
     metric: str | None,
     published: bool,
     tokenizer: str | None,
@@ -170,15 +184,10 @@ def report(
     """
     from pathlib import Path
 
-    from jrt_eval.results.load import load_results
     from jrt_eval.results.plots import save
     from jrt_eval.results.report import make_parts, write_report
 
-    results = load_results(folder)
-    if tokenizer:
-        from jrt_eval.results.tokens import count_tokens
-
-        results = count_tokens(results, tokenizer)
+    results = _load(folder, models, tasks, tokenizer)
     write_report(results, out, metric=metric, published=published, title=title)
     written = [out]
     if plots or tables:

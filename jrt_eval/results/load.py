@@ -44,6 +44,21 @@ class Results:
             predictions=self.predictions[self.predictions["model"].isin(wanted)].reset_index(drop=True),
         )
 
+    def of_tasks(self, tasks: Iterable[str]) -> Results:
+        """Only these tasks; a data set's name (`fda`) means each of its variants. Raises UserError for an unknown one."""
+        names = self.scores[["task", "dataset"]].drop_duplicates().astype(str)
+        known = list(dict.fromkeys([*names["task"], *names["dataset"]]))
+        wanted = set(tasks)
+        for task in sorted(wanted):
+            if task not in known:
+                raise UserError(f"no task {task!r}{nearest(task, known)}: there are {', '.join(known)}")
+        kept = names.loc[names["task"].isin(wanted) | names["dataset"].isin(wanted), "task"]
+        return replace(
+            self,
+            scores=self.scores[self.scores["task"].isin(kept)],
+            predictions=self.predictions[self.predictions["task"].isin(kept)].reset_index(drop=True),
+        )
+
     def __repr__(self) -> str:
         models = self.scores["model"].nunique()
         tasks = self.scores["task"].nunique()

@@ -35,8 +35,10 @@ from jrt_eval.results.tables import (
     gain_by_table,
     gain_table,
     length_table,
+    overview_table,
     prompt_table,
     replacing,
+    version_warnings,
 )
 
 CHUNK = 100  # documents whose prompts are unpacked together
@@ -53,8 +55,9 @@ BY = {
 
 @dataclass
 class Parts:
-    """What a report is made of: tables and figures by file name, in order, and notes that stand on top."""
+    """What a report is made of: tables and figures by file name, in order, the overview and warnings on top of them."""
 
+    overview: Table
     tables: dict[str, Table]
     figures: dict[str, Any]
     notes: list[str]
@@ -79,8 +82,13 @@ def make_parts(results: Results, *, metric: str | None = None, published: bool =
             tables["length"] = length_table(results, metric=chosen, published=published)
     else:
         tables["scores"] = scores_table(results, chosen)
+    comparison = None
     if set(variants) == {"once", "twice"}:
-        comparison = compare_variants(results, metric=chosen)
+        try:
+            comparison = compare_variants(results, metric=chosen)
+        except UserError as error:  # both are there, but of different models or windows: the rest can be shown
+            notes.append(str(error))
+    if comparison is not None:
         tables["gain"] = gain_table(comparison)
         figures["gain"] = plots.gain_plot(comparison, style)
         for column, what in by_columns(comparison):
@@ -96,7 +104,9 @@ def make_parts(results: Results, *, metric: str | None = None, published: bool =
             figures[cost] = figure
     known = results.predictions[results.predictions[METRIC_PREFIX + chosen].notna()]
     tables["failures"] = failures_as_table(failure_table(known, chosen), chosen)
-    return Parts(tables, figures, notes, chosen)
+    notes += version_warnings(results)
+    notes += [note for name in ("prompt", "gain") if name in tables for note in tables[name].notes]
+    return Parts(overview_table(results, comparison), tables, figures, list(dict.fromkeys(notes)), chosen)
 
 
 def by_columns(comparison: Comparison) -> list[tuple[str, str]]:
@@ -147,6 +157,9 @@ def render(results: Results, *, metric: str | None = None, published: bool = Fal
     script = (folder / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     index, chunks = document_data(results, parts.metric)
+    known = int(results.predictions[METRIC_PREFIX + parts.metric].notna().sum())
+    if len(index["answers"]) < known:
+        parts.notes.append(f"the documents below hold {len(index['answers']):,} of {known:,} predictions")
     environment = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,
@@ -170,8 +183,9 @@ def render(results: Results, *, metric: str | None = None, published: bool = Fal
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=digest,
-        tables=[(name, table, table.is_best()) for name, table in parts.tables.items()],
+        tables=parts.tables,
         figures=figures,
+        overview=parts.overview,
         notes=parts.notes,
         summary=f"{models} models, {results.scores['task'].nunique()} tasks, {len(results.predictions):,} predictions",
         metric=parts.metric,

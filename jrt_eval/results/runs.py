@@ -174,7 +174,7 @@ def _task_rows(data: dict[str, Any], run: dict[str, Any], task: str, values: dic
         "num_fewshot": _int(_dict(data.get("n-shot")).get(task, task_config.get("num_fewshot"))),
         "task_version": None if version is None else str(version),
     }
-    shared["jrt_eval_version"] = shared["jrt_eval_version"] or _text(metadata.get("jrt_eval_version"))
+    shared["jrt_eval_version"] = shared["jrt_eval_version"] or _text(ours.get("jrt_eval_version"))
     rows = []
     for key, value in values.items():
         metric, _, name = key.partition(",")

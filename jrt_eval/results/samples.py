@@ -147,7 +147,8 @@ def _parse(line: bytes, position: int) -> dict[str, Any]:
     prompt = requests[0][0] if requests else None
     target = _one(sample.get("target"))
     targets = _targets(doc, sample.get("target"))
-    key = doc.get("jrt_document", doc.get("doc_id", doc.get("id")))
+    key = _one(doc.get("doc_id", doc.get("id")))
+    names = doc.get("jrt_document")
     passage = doc.get("jrt_passage")
     depth, distance = _place(passage if isinstance(passage, str) else prompt, targets)
     recorded = doc.get("jrt_answer_depth")
@@ -155,11 +156,12 @@ def _parse(line: bytes, position: int) -> dict[str, Any]:
         "filter": str(sample.get("filter") or "none"),
         "doc_id": doc_id,
         "row": _count(doc, "jrt_row", doc_id),
-        "doc_key": None if key is None else str(key),
+        "doc_key": key,
+        "document_names": [str(n) for n in names] if isinstance(names, list) else None if key is None else [key],
         "question": _one(doc.get("jrt_cue", doc.get("question", doc.get("key")))),
         "prompt": prompt,
         "prompt_hash": sample.get("prompt_hash") or (hashlib.sha256(prompt.encode()).hexdigest() if prompt else None),
-        "prompt_tokens": _count(sample, "prompt_tokens"),
+        "prompt_tokens": _count(doc, "jrt_prompt_tokens"),
         "prompt_chars": None if prompt is None else len(prompt),
         "doc_hash": sample.get("doc_hash"),
         "doc_tokens": _count(doc, "jrt_document_tokens"),

@@ -105,6 +105,11 @@ PREDICTIONS = (
     Column("row", "int", "the row of the data set where our tasks recorded it, else doc_id: what pairs two runs"),
     Column("doc_key", "str", "the document's own identifier (`doc_id` or `id` in the data), where it has one"),
     Column(
+        "document_names",
+        "list[str]",
+        "names of the document, `doc_key` among them or not: rows that share one are about one document",
+    ),
+    Column(
         "question", "str", "what was asked: the cue that the prompt ends with, else the document's `question` or `key`"
     ),
     Column("prompt", "str", "the text that the model read"),
@@ -112,7 +117,7 @@ PREDICTIONS = (
     Column(
         "prompt_tokens",
         "int",
-        "tokens of the prompt, where the run recorded it (no tokenizer is loaded here)",
+        "tokens of the prompt, where our tasks or `--tokenizer` counted them",
     ),
     Column("prompt_chars", "int", "characters of the prompt"),
     Column(

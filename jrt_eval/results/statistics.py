@@ -1,16 +1,15 @@
 """Paired comparisons: once against twice, or model against model, on the same documents.
 
 Every number comes from pairs: the same row of the same data set, scored in both arms. Rows about one document (FDA
-asks several keys of each) are not independent, so the bootstrap resamples documents, not rows.
+asks several keys of each, SQuAD several questions) are not independent, so the bootstrap resamples documents, not
+rows. Rows are about one document if they share one of its names, directly or by way of other rows.
 
     gain        mean of (second - first) over the rows
     interval    95%, `scipy.stats.bootstrap` (percentile) over documents; pooled: over documents within each task
     p           McNemar's test on fixed and broken rows (`statsmodels`), exact up to 1,000 of them, else with
-    continuity correction;
-                pooled: on the sums over tasks. Only for metrics of 0 and 1
+                continuity correction; pooled: on the sums over tasks. Only for metrics of 0 and 1
     pooled      the mean over data sets, each counting the same, as the paper's average does; a data set is a stratum,
-    and a
-                document takes along all that was asked of it
+                and a document takes along all that was asked of it
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ SEED = 0
 
 # What pairs know of their document, beside the scores.
 _DOCUMENT = [
-    "doc_key",
+    "document_names",
     "target",
     "doc_tokens",
     "answer_token",
@@ -226,13 +225,36 @@ def _pair(
         label = ", ".join(str(value) for value, key in zip(group, keys, strict=True) if key in {"model", "dataset"})
         warnings.append(f"{label}: {len(part)} documents differ between {arms[0]} and {arms[1]} and are left out")
     both = both[~other].drop(columns="target_second").reset_index(drop=True)
-    unnamed = both["doc_key"].isna()
     lengths = both["context_length"].astype(str)
     both["stratum"] = both["stratum"].where(
         both.groupby("dataset")["context_length"].transform("nunique") < 2, both["stratum"] + " @" + lengths
     )
-    both["document"] = both["doc_key"].astype(object).where(~unnamed, both["row"].astype(object)).astype(str)
+    both["document"] = document_numbers(both)
     return both.astype({"row_first": "int64", "row_second": "int64", "first": "float64", "second": "float64"})
+
+
+def document_numbers(rows: pd.DataFrame) -> np.ndarray:
+    """A number per document, equal for rows of a stratum that are about one document.
+
+    rows: columns stratum, row and document_names (lists of names, or missing: then the row is its own document).
+    Shape (rows,), int32.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    groups = rows.groupby(["stratum", "row"], sort=False).ngroup().to_numpy()
+    names = pd.Series(
+        [list(n) if isinstance(n, (list, np.ndarray)) else [] for n in rows["document_names"]],
+        index=groups,
+        dtype=object,
+    )
+    links = names[~names.index.duplicated()].explode().dropna()
+    strata = rows["stratum"].astype(str).groupby(groups).first()
+    codes = pd.factorize(strata[links.index].to_numpy() + "\0" + links.astype(str).to_numpy())[0]
+    count = groups.max(initial=-1) + 1
+    size = count + codes.max(initial=-1) + 1
+    graph = coo_matrix((np.ones(len(codes), bool), (links.index.to_numpy(), count + codes)), shape=(size, size))
+    return np.asarray(connected_components(graph, directed=False)[1][groups])
 
 
 def _table(pairs: pd.DataFrame, metric: str, confidence: float) -> pd.DataFrame:

@@ -3,6 +3,7 @@
     prompt_table   Table 1: models x data sets, read once and twice, average and gain
     length_table   Table 2: models x (data set, context length)
     gain_table     a paired comparison: gain, interval and p per task
+    overview_table a row per model: pooled scores, size, and what it was run with
 
 Numbers are percent. A table's average is over all its data sets, and missing for a model that lacks one.
 """
@@ -15,6 +16,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -314,7 +316,6 @@ def gain_table(comparison: Comparison) -> Table:
     first, second = comparison.arms
     records = []
     for row in comparison.table.to_dict("records"):
-        interval = "–" if math.isnan(row["low"]) else f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
         records.append(
             [
                 str(row["model"]),
@@ -324,7 +325,7 @@ def gain_table(comparison: Comparison) -> Table:
                 _hundred(row["first"]),
                 _hundred(row["second"]),
                 f"{100 * row['gain']:+.1f}",
-                interval,
+                _interval(row),
                 int(row["fixed"]),
                 int(row["broken"]),
                 _p(row["p"]),
@@ -336,6 +337,53 @@ def gain_table(comparison: Comparison) -> Table:
     frame = pd.DataFrame(records, columns=pd.MultiIndex.from_tuples([(n, n) for n in names]))
     title = f"{comparison.metric}, percent: {first} against {second}, paired by document"
     return Table(title, frame, 2, [], list(comparison.warnings))
+
+
+def overview_table(results: Results, comparison: Comparison | None) -> Table:
+    """A row per model: its pooled scores (of a comparison once against twice), and what it was run with."""
+    scores = results.scores.astype({"model": object})
+    columns = ["model", "size"] + (["once", "twice", "gain", "95% interval"] if comparison is not None else [])
+    columns += ["tasks", "dtype", "limit", "lm-eval", "jrt-eval", "last run (UTC)"]
+    records: list[list[object]] = []
+    for model, part in scores.groupby("model", sort=True):
+        record: list[object] = [model, _parameters(results, str(model))]
+        if comparison is not None:
+            rows = comparison.table[comparison.table["model"] == model]
+            if len(rows):
+                last = rows.iloc[-1]  # all tasks, or the only one
+                gain = f"{100 * last['gain']:+.1f}"
+                record += [_hundred(last["first"]), _hundred(last["second"]), gain, _interval(last)]
+            else:
+                record += [float("nan"), float("nan"), "–", "–"]
+        singles = part[~part["group"].fillna(False).astype(bool)]
+        record.append(str(singles["task"].nunique()))
+        record += [_listed(part[name]) for name in ("dtype", "limit", "lm_eval_version", "jrt_eval_version")]
+        record.append("" if part["time"].isna().all() else f"{part['time'].max():%Y-%m-%d %H:%M}")
+        records.append(record)
+    frame = pd.DataFrame(records, columns=pd.MultiIndex.from_tuples([(c, c) for c in columns]))
+    title = "Models" if comparison is None else f"Models; {comparison.metric} in percent, over the tasks read both ways"
+    return Table(title, frame, 2)
+
+
+def version_warnings(results: Results) -> list[str]:
+    """A line for each version that differs between the runs: scores of two versions may not compare."""
+    scores = results.scores[~results.scores["group"].fillna(False).astype(bool)]
+    warnings = []
+    for column, what in (("lm_eval_version", "lm-eval"), ("jrt_eval_version", "jrt-eval")):
+        if scores[column].nunique() > 1:
+            warnings.append(f"run with several versions of {what}: {_listed(scores[column])}")
+    for task, part in scores.astype({"task": object}).groupby("task", sort=True):
+        if part["task_version"].nunique() > 1:
+            warnings.append(f"{task}: several versions of the task ({_listed(part['task_version'])})")
+    return warnings
+
+
+def _listed(values: pd.Series) -> str:
+    return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in sorted(set(values.dropna())))
+
+
+def _interval(row: Any) -> str:
+    return "–" if math.isnan(row["low"]) else f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
 
 
 def failures_as_table(counts: pd.DataFrame, metric: str) -> Table:
@@ -357,7 +405,7 @@ def gain_by_table(frame: pd.DataFrame, what: str, arms: tuple[str, str]) -> Tabl
             _hundred(row["first"]),
             _hundred(row["second"]),
             f"{100 * row['gain']:+.1f}",
-            "–" if math.isnan(row["low"]) else f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]",
+            _interval(row),
         ]
         for row in frame.to_dict("records")
     ]

@@ -114,6 +114,21 @@ def test_one_model_only(runs: Path) -> None:
     assert "acme/reader-small" not in out
 
 
+def test_some_tasks_only(runs: Path, tmp_path: Path) -> None:
+    out = run("compare", str(runs), "--task", "towns")
+    assert "towns" in out
+    assert "colours" not in out
+    assert "all tasks" not in out
+    out = run("compare", str(runs), "--table", "prompt", "--task", "jrt_towns", "--task", "colours")
+    assert [word in out for word in ("colours", "towns")] == [True, True]
+    assert "–" in out  # towns was read once only among these
+    assert "did you mean 'towns'" in fails("compare", str(runs), "--task", "town")
+    run("report", str(runs), "-o", str(tmp_path / "r.html"), "--task", "towns", "--model", "acme/reader-small")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "1 models, 2 tasks, 120 predictions" in page
+    assert "colours" not in page
+
+
 def test_distances_in_tokens(runs: Path, shared: Path) -> None:
     out = run("compare", str(runs), "--table", "by-distance", "--tokenizer", str(shared / "data" / "gpt2"))
     assert "gain by tokens between the answer and the question" in out

@@ -14,9 +14,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from results_files import rerun
 
 from jrt_eval.results import Results, load_results
-from jrt_eval.results.report import document_data, write_report
+from jrt_eval.results.report import document_data, make_parts, write_report
 from jrt_eval.results.statistics import compare_variants
 
 EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
@@ -119,6 +120,43 @@ def test_page_is_one_file_without_network(results: Results, tmp_path: Path) -> N
     assert "default-src 'none'" in page
     assert "A &lt;b&gt;title" in page
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.html"]
+
+
+def test_overview_stands_first(runs: Path, tmp_path: Path) -> None:
+    path = rerun(runs, "acme__reader-large", model_name="acme/reader-new", lm_eval_version="0.4.12", config__limit=60)
+    data = json.loads(path.read_text())
+    data["versions"]["jrt_towns"] = 0.5
+    path.write_text(json.dumps(data))
+    results = load_results(runs)
+    parts = make_parts(results)
+    rows = parts.overview.flat().set_index("model")
+    pooled = compare_variants(results).table.query("dataset == 'all tasks'").set_index("model")
+    for model in rows.index:
+        assert rows.loc[model, "once"] == pytest.approx(100 * pooled.loc[model, "first"])
+        assert rows.loc[model, "gain"] == f"{100 * pooled.loc[model, 'gain']:+.1f}"
+    assert rows.loc["acme/reader-new", ["tasks", "limit", "lm_eval"]].tolist() == ["4", "60", "0.4.12"]
+    newest = results.scores.loc[results.scores["model"] == "acme/reader-small", "lm_eval_version"].iloc[0]
+    assert f"run with several versions of lm-eval: 0.4.12, {newest}" in parts.notes
+    assert "jrt_towns: several versions of the task (0.5, 1.0)" in parts.notes
+    assert any("run with --limit 60" in note for note in parts.notes)
+    write_report(results, tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert page.index('id="table-overview"') < page.index('class="notes"') < page.index('id="table-prompt"')
+
+
+def test_report_where_no_model_read_both_ways(runs: Path, tmp_path: Path) -> None:
+    results = load_results(runs)
+    keep = {"acme/reader-small": "once", "acme/reader-large": "twice"}
+    scores, frame = results.scores, results.predictions
+    half = dataclasses.replace(
+        results,
+        scores=scores[scores["model"].astype(str).map(keep) == scores["variant"].astype(str)],
+        predictions=frame[frame["model"].astype(str).map(keep) == frame["variant"].astype(str)],
+    )
+    parts = make_parts(half)
+    assert "no model has a data set both once and twice" in parts.notes[0]
+    assert list(parts.tables) == ["prompt", "failures"]
+    write_report(half, tmp_path / "r.html")
 
 
 def test_texts_are_escaped_in_the_source(results: Results, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from scipy.stats import binomtest, bootstrap
 from jrt_eval.errors import UserError
 from jrt_eval.results import compare_models, compare_variants, load_results
 from jrt_eval.results.failures import MODES, failure_mode, failure_table
-from jrt_eval.results.statistics import POOLED, gain_by, pick_metric
+from jrt_eval.results.statistics import POOLED, document_numbers, gain_by, pick_metric
 
 
 def scores_of(runs: Path, task: str, model: str = "acme__reader-small") -> dict[int, float]:
@@ -75,6 +75,29 @@ def test_rows_of_one_document_are_resampled_together(runs: Path) -> None:
     assert (tied["documents"], tied["n"]) == (2, 60)  # all that are fixed, and all others
     assert tied["gain"] == free["gain"]
     assert tied["high"] - tied["low"] > 2 * (free["high"] - free["low"])
+
+
+def test_questions_that_share_a_name_are_of_one_document() -> None:
+    names = [["a", "text"], ["b", "text"], ["b", "other"], ["c"], None, ["a"], ["a", "text"]]
+    rows = pd.DataFrame({"stratum": ["x"] * 5 + ["y", "x"], "row": [0, 1, 2, 3, 4, 0, 0], "document_names": names})
+    found = document_numbers(rows)
+    assert found[0] == found[1] == found[2] == found[6]  # by way of "text" and "b"; the last is the first, read again
+    assert len(set(found[[0, 3, 4, 5]])) == 4  # another data set's names mean nothing here
+
+
+def test_the_interval_with_several_questions_on_a_document_is_the_cluster_bootstraps(runs: Path) -> None:
+    for task in ("jrt_towns", "jrt_towns_twice"):
+        rewrite(
+            sample_file(runs, task),
+            lambda s: {**s, "doc": {**s["doc"], "jrt_document": [f"id {s['doc_id']}", f"text {s['doc_id'] // 6}"]}},
+        )
+    row = compare_variants(load_results(runs), models=["acme/reader-small"]).table.set_index("dataset").loc["towns"]
+    once, twice = scores_of(runs, "jrt_towns"), scores_of(runs, "jrt_towns_twice")
+    gains = np.array([twice[i] - once[i] for i in range(60)]).reshape(10, 6).mean(axis=1)
+    direct = bootstrap((gains,), np.mean, method="percentile", random_state=np.random.default_rng(3))
+    assert row["documents"] == 10
+    assert row["low"] == pytest.approx(direct.confidence_interval.low, abs=0.02)
+    assert row["high"] == pytest.approx(direct.confidence_interval.high, abs=0.02)
 
 
 def test_models_on_the_same_documents(runs: Path) -> None:
