@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import kernel_oracle as oracle
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +13,11 @@ from torch import Tensor
 from jrt_eval.kernels import TaylorState, encode_prefix, sliding_window_attention, taylor_linear_attention, taylor_step
 
 Where = tuple[str, str]
-relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+relaxed = settings(
+    max_examples=int(os.environ.get("JRT_EVAL_TEST_EXAMPLES", "40")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 def laid_out(x: Tensor, how: int) -> Tensor:
