@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jrt_eval.kernels import feature_map, num_features
+from jrt_eval.kernels import feature_map, num_features, taylor_linear_attention
 
 Alternative = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -91,6 +91,20 @@ def table() -> dict[str, tuple[Alternative, bool]]:
         "PyTorch softmax attention (SDPA)": (softmax_attention, False),
     }
     return {**rows, **{name: (run, False) for name, run in fast_transformers().items()}}
+
+
+def _reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    y, _ = taylor_linear_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), backend="torch")
+    return y.transpose(1, 2)
+
+
+def differentiable() -> dict[str, tuple[Alternative, bool]]:
+    """The forms that autograd can differentiate (the others overwrite what it would need), as in `table`."""
+    return {
+        "PyTorch quadratic, features": (quadratic_features, True),
+        "PyTorch linear, chunks of 64": (_reference, False),
+        "PyTorch softmax attention (SDPA)": (softmax_attention, False),
+    }
 
 
 def naive_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor) -> Tensor:

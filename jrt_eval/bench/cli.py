@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import platform
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -35,12 +37,30 @@ def _device(name: str, threads: int | None) -> Any:
     return torch.device(name)
 
 
+def _processor() -> str:
+    """Its name and cores, as far as the system says."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return f"{name}, {os.cpu_count()} cores"
+
+
 def _describe(device: Any) -> dict[str, Any]:
     import torch
 
     from jrt_eval.kernels import status
 
-    facts: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "kernels": status().text}
+    facts: dict[str, Any] = {
+        "processor": _processor(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "kernels": status().text,
+    }
     if device.type == "cuda":
         facts["device"] = torch.cuda.get_device_name(device)
     return facts
@@ -75,7 +95,11 @@ def bench() -> None:
 
 @bench.command()
 @click.option(
-    "--lengths", callback=_numbers, default="128,512,2048,8192,32768", show_default=True, help="Tokens of a prefill."
+    "--lengths",
+    callback=_numbers,
+    default="128,512,2048,4096,8192,32768,131072",
+    show_default=True,
+    help="Tokens of a prefill.",
 )
 @click.option("--batches", callback=_numbers, default="1,8", show_default=True, help="Rows of a decode step.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Rows of a prefill.")
@@ -99,7 +123,8 @@ def kernels(
     output: Path | None,
 ) -> None:
     """Taylor linear attention beside what else computes it: medians, ratios, and the share of this machine's own float32
-    matrix-product rate (over the operator's minimal FLOPs).
+    matrix-product rate, timed in the same rounds (over the operator's minimal FLOPs). Forms that would need more than 4 s or
+    6 GiB for one call are left out.
     """
     from jrt_eval.bench import alternatives, plots
     from jrt_eval.bench import kernels as measured
@@ -108,42 +133,58 @@ def kernels(
     place = _device(device, threads)
     facts = _describe(place)
     facts["allocator keeps memory"] = device == "cpu" and keep_memory()
-    rate, rows = measured.measure(lengths, batches, batch=batch, heads=heads, d=feature_dim, f=head_dim, device=place)
-    facts["matmul FLOP/s"] = rate
     facts["decode call overhead (s)"] = measured.call_overhead(place)
+    rows = measured.measure(lengths, batches, batch=batch, heads=heads, d=feature_dim, f=head_dim, device=place)
     for key, value in facts.items():
         click.echo(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
     if not alternatives.fast_transformers():
         click.echo("fast-transformers: not installed, not measured")
 
-    def own(row: measured.Row) -> float:
-        return next(
-            r.seconds
-            for r in rows
-            if r.name == measured.OURS and (r.operator, r.batch, r.length) == (row.operator, row.batch, row.length)
-        )
+    def group(operator: str, length: int, rows_of: int) -> list[measured.Row]:
+        found = [r for r in rows if (r.operator, r.length, r.batch) == (operator, length, rows_of)]
+        return sorted(found, key=lambda r: r.seconds)
 
-    click.echo("\nprefill, " + f"batch {batch}, {heads} heads, feature dim {feature_dim}, head dim {head_dim}")
-    for length in lengths:
-        lines = []
-        for row in sorted((r for r in rows if r.operator == "prefill" and r.length == length), key=lambda r: r.seconds):
-            share = "" if row.matmul_fraction is None else f"{row.matmul_fraction:.0%}"
-            lines.append(
+    def ours(found: list[measured.Row]) -> float:
+        return next(r.seconds for r in found if r.name == measured.OURS)
+
+    click.echo(f"\nbatch {batch}, {heads} heads, feature dim {feature_dim}, head dim {head_dim}; medians")
+    for operator in ("prefill", "gradients"):
+        summary = []
+        for length in lengths:
+            found = group(operator, length, batch)
+            if not found:
+                continue
+            lines = [
                 [
-                    row.name,
-                    _time(row.seconds),
-                    f"{row.seconds / own(row):.2f}x",
-                    share,
-                    f"{row.seconds / length * 1e6:.2f}",
+                    r.name,
+                    _time(r.seconds),
+                    f"{r.seconds / ours(found):.2f}x",
+                    "" if r.matmul_fraction is None else f"{r.matmul_fraction:.0%}",
+                    f"{r.seconds / length * 1e6:.2f}",
+                ]
+                for r in found
+            ]
+            header = [f"{operator}, {length} tokens", "time", "of ours", "of matmul", "us/token"]
+            click.echo("\n" + _table(header, lines))
+            others = [r for r in found if not r.name.startswith(measured.OURS)]
+            mine = next(r for r in found if r.name == measured.OURS)
+            summary.append(
+                [
+                    str(length),
+                    _time(mine.seconds),
+                    f"{mine.seconds / length * 1e6:.2f}",
+                    "" if mine.matmul_fraction is None else f"{mine.matmul_fraction:.0%}",
+                    "" if mine.matmul_flops is None else f"{mine.matmul_flops / 1e9:.0f}",
+                    others[0].name if others else "",
+                    f"{others[0].seconds / mine.seconds:.2f}x" if others else "",
                 ]
             )
-        click.echo("\n" + _table([f"{length} tokens", "median", "of ours", "of matmul", "us/token"], lines))
+        header = [f"{operator}, tokens", "ours", "us/token", "of matmul", "matmul GFLOP/s", "fastest other", "of ours"]
+        click.echo("\n" + _table(header, summary))
     for b in batches:
-        found = [r for r in rows if r.operator == "decode" and r.batch == b]
-        lines = [
-            [r.name, _time(r.seconds), f"{r.seconds / own(r):.2f}x"] for r in sorted(found, key=lambda r: r.seconds)
-        ]
-        click.echo("\n" + _table([f"decode step, batch {b}", "median", "of ours"], lines))
+        found = group("decode", 1, b)
+        lines = [[r.name, _time(r.seconds), f"{r.seconds / ours(found):.2f}x"] for r in found]
+        click.echo("\n" + _table([f"decode step, batch {b}", "time", "of ours"], lines))
 
     if output:
         output.mkdir(parents=True, exist_ok=True)

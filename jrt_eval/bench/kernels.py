@@ -1,37 +1,53 @@
-"""Taylor linear attention and its decode step: ours beside the alternatives, in one run."""
+"""Taylor linear attention, its gradients and its decode step: ours beside the alternatives, in one run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from jrt_eval.bench import alternatives
-from jrt_eval.bench.timing import matmul_rate, medians
+from jrt_eval.bench.timing import Matmul, Timing, timings
 from jrt_eval.kernels import TaylorState, num_features, taylor_linear_attention, taylor_step
 
 OURS = "jrt-eval"
+MATMUL = "matrix product"
 CHUNK = 64
 MOST_BYTES = 6 << 30  # an alternative that would need more is left out
+MOST_SECONDS = 4.0  # and so is one that would take longer for a single call, going by the length before
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement."""
+    """One measurement; seconds of one call."""
 
-    operator: str  # prefill or decode
+    operator: str  # prefill, gradients (forward and backward together) or decode
     name: str
     batch: int
     length: int
     dtype: str
-    seconds: float
-    matmul_fraction: float | None  # minimal FLOPs / seconds / the measured float32 matrix-product rate
+    seconds: float  # the median
+    fastest: float
+    slowest: float
+    matmul_flops: float | None  # FLOP/s of a float32 matrix product, timed in the same rounds
+    matmul_fraction: float | None  # the operator's minimal FLOPs / seconds / that rate
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What every measurement of a run has in common."""
+
+    batch: int
+    heads: int
+    d: int  # feature dim
+    f: int  # head dim
+    device: torch.device
 
 
 def minimal_flops(batch: int, heads: int, length: int, d: int, f: int) -> int:
@@ -39,63 +55,103 @@ def minimal_flops(batch: int, heads: int, length: int, d: int, f: int) -> int:
     return batch * heads * length * (4 * num_features(d) * f + 2 * CHUNK * (d + f))
 
 
-def prefill(
-    length: int, *, batch: int, heads: int, d: int, f: int, device: torch.device, rate: float, others: bool = True
-) -> list[Row]:
-    """Every form at one length; ours in float32 and bfloat16."""
+def _inputs(shape: Shape, length: int) -> tuple[Tensor, Tensor, Tensor]:
     g = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(batch, length, heads, d, generator=g).to(device) for _ in range(2))
-    v = torch.randn(batch, length, heads, f, generator=g).to(device)
+    q, k = (torch.randn(shape.batch, length, shape.heads, shape.d, generator=g).to(shape.device) for _ in range(2))
+    return q, k, torch.randn(shape.batch, length, shape.heads, shape.f, generator=g).to(shape.device)
+
+
+def _too_much(name: str, squares: bool, shape: Shape, length: int, before: Mapping[str, tuple[int, float]]) -> bool:
+    """Whether a call would need too much memory, or time as far as the last length tells."""
+    # three length x length matrices may be alive, and one of features
+    each = 4 * shape.batch * shape.heads * length
+    if squares and each * (3 * length + 2 * (1 + shape.d + shape.d**2)) > MOST_BYTES:
+        return True
+    if name not in before:  # left out at a shorter length, unless this is the first
+        return bool(before)
+    earlier, seconds = before[name]
+    return seconds * (length / earlier) ** (2 if squares or "softmax" in name else 1) > MOST_SECONDS
+
+
+def _rows(
+    operator: str, taken: Mapping[str, Timing], shape: Shape, length: int, matmul: Matmul | None, counted: bool
+) -> list[Row]:
+    rate = None if matmul is None else matmul.flops / taken[MATMUL].median
+    flops = minimal_flops(shape.batch, shape.heads, length, shape.d, shape.f)
+    rows = []
+    for name, time in taken.items():
+        if name == MATMUL:
+            continue
+        fraction = flops / time.median / rate if rate and counted and "softmax" not in name else None
+        dtype = "bfloat16" if name.endswith("bfloat16") else "float32"
+        rows.append(
+            Row(
+                operator,
+                name,
+                shape.batch,
+                length,
+                dtype,
+                time.median,
+                time.fastest,
+                time.slowest,
+                rate,
+                fraction,
+            )
+        )
+    return rows
+
+
+def prefill(length: int, shape: Shape, matmul: Matmul, before: Mapping[str, tuple[int, float]]) -> list[Row]:
+    """Every form at one length; ours in float32 and bfloat16. `before`: a name's last length and seconds."""
+    q, k, v = _inputs(shape, length)
     q16, k16, v16 = q.bfloat16(), k.bfloat16(), v.bfloat16()
     runs: dict[str, Callable[[], object]] = {
+        MATMUL: matmul,
         OURS: lambda: taylor_linear_attention(q, k, v),
         f"{OURS}, bfloat16": lambda: taylor_linear_attention(q16, k16, v16),
     }
     turned = tuple(x.transpose(1, 2).contiguous() for x in (q, k, v))
-    if others:
-        for name, (run, squares) in alternatives.table().items():
-            # three such matrices may be alive, and one of features
-            need = 4 * batch * heads * length * (3 * length + 2 * (1 + d + d * d)) if squares else 0
-            if need <= MOST_BYTES:
-                runs[name] = lambda run=run: run(*turned)  # type: ignore[misc]
-    taken = medians(runs, device)
-    flops = minimal_flops(batch, heads, length, d, f)
-    return [
-        Row(
-            "prefill",
-            name,
-            batch,
-            length,
-            "bfloat16" if name.endswith("bfloat16") else "float32",
-            seconds,
-            None if "softmax" in name else flops / seconds / rate,
-        )
-        for name, seconds in taken.items()
-    ]
+    for name, (run, squares) in alternatives.table().items():
+        if not _too_much(name, squares, shape, length, before):
+            runs[name] = lambda run=run: run(*turned)  # type: ignore[misc]
+    with torch.no_grad():
+        return _rows("prefill", timings(runs, shape.device), shape, length, matmul, True)
 
 
-def decode(batch: int, *, heads: int, d: int, f: int, device: torch.device) -> list[Row]:
+def gradients(length: int, shape: Shape, before: Mapping[str, tuple[int, float]]) -> list[Row]:
+    """Forward and backward of every differentiable form at one length."""
+    q, k, v = _inputs(shape, length)
+    gy = torch.ones_like(v)
+    turned = tuple(x.transpose(1, 2).contiguous() for x in (q, k, v))
+
+    def both(run: Callable[..., Tensor], inputs: tuple[Tensor, ...], gy: Tensor) -> Callable[[], object]:
+        leaves = tuple(x.detach().clone().requires_grad_() for x in inputs)
+        return lambda: torch.autograd.grad(run(*leaves), leaves, gy, allow_unused=True)
+
+    runs = {OURS: both(lambda q, k, v: taylor_linear_attention(q, k, v)[0], (q, k, v), gy)}
+    for name, (run, squares) in alternatives.differentiable().items():
+        if not _too_much(name, squares, shape, length, before):
+            runs[name] = both(run, turned, gy.transpose(1, 2).contiguous())
+    return _rows("gradients", timings(runs, shape.device), shape, length, None, False)
+
+
+def decode(shape: Shape) -> list[Row]:
     """One token per row: ours, the reference's in-place PyTorch form, and the released form."""
-    g = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(batch, heads, d, generator=g).to(device) for _ in range(2))
-    v = torch.randn(batch, heads, f, generator=g).to(device)
+    q, k, v = (x[:, 0] for x in _inputs(shape, 1))
 
     def fresh(n: int) -> tuple[Tensor, Tensor]:
-        return torch.zeros(batch, heads, n, f, device=device), torch.ones(batch, heads, n, device=device)
+        rows = (shape.batch, shape.heads, n)
+        return torch.zeros(*rows, shape.f, device=shape.device), torch.ones(*rows, device=shape.device)
 
-    ours, reference, released = (
-        TaylorState(*fresh(num_features(d))),
-        TaylorState(*fresh(num_features(d))),
-        fresh(1 + d + d * d),
-    )
+    ours, reference = (TaylorState(*fresh(num_features(shape.d))) for _ in range(2))
+    released = fresh(1 + shape.d + shape.d**2)
     runs: dict[str, Callable[[], object]] = {
         OURS: lambda: taylor_step(q, k, v, ours),
         "PyTorch, in place, symmetric": lambda: taylor_step(q, k, v, reference, backend="torch"),
         "PyTorch, as released": lambda: alternatives.naive_step(q, k, v, *released),
     }
     with torch.no_grad():
-        taken = medians(runs, device, rounds=15)
-    return [Row("decode", name, batch, 1, "float32", seconds, None) for name, seconds in taken.items()]
+        return _rows("decode", timings(runs, shape.device, rounds=15), shape, 1, None, False)
 
 
 def call_overhead(device: torch.device) -> float:
@@ -103,18 +159,25 @@ def call_overhead(device: torch.device) -> float:
     x = torch.ones(1, 1, 1, device=device)
     state = TaylorState(torch.zeros(1, 1, 3, 1, device=device), torch.ones(1, 1, 3, device=device))
     with torch.no_grad():
-        return medians({"step": lambda: taylor_step(x, x, x, state)}, device, rounds=15)["step"]
+        return timings({"step": lambda: taylor_step(x, x, x, state)}, device, rounds=15)["step"].median
 
 
 def measure(
     lengths: list[int], batches: list[int], *, batch: int, heads: int, d: int, f: int, device: torch.device
-) -> tuple[float, list[Row]]:
-    """The float32 matrix-product rate of this run, and all rows."""
-    rate = matmul_rate(device)
-    rows = [
-        row
-        for length in lengths
-        for row in prefill(length, batch=batch, heads=heads, d=d, f=f, device=device, rate=rate)
-    ]
-    rows += [row for b in batches for row in decode(b, heads=heads, d=d, f=f, device=device)]
-    return rate, rows
+) -> list[Row]:
+    """Prefill and gradients at every length, a decode step at every batch size."""
+    shape = Shape(batch, heads, d, f, device)
+    matmul = Matmul(device)
+    rows: list[Row] = []
+
+    def before(operator: str) -> dict[str, tuple[int, float]]:
+        return {row.name: (row.length, row.seconds) for row in rows if row.operator == operator}
+
+    for length in sorted(lengths):
+        rows += prefill(length, shape, matmul, before("prefill"))
+    for length in sorted(lengths):
+        if length <= 8192:  # autograd keeps every chunk of the PyTorch forms
+            rows += gradients(length, shape, before("gradients"))
+    for b in batches:
+        rows += decode(replace(shape, batch=b))
+    return rows

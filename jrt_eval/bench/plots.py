@@ -1,4 +1,4 @@
-"""Time against length, log-log, one line per form."""
+"""Time against length, log-log, one line per form: forward on the left, with gradients on the right."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ def time_against_length(rows: list[Row], path: Path, title: str) -> None:
     except ImportError as error:
         raise UserError("plots need matplotlib: pip install 'jrt-eval[report]', or pass --no-plot") from error
 
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.subplots()
+    operators = list(dict.fromkeys(row.operator for row in rows if row.operator in ("prefill", "gradients")))
+    figure = Figure(figsize=(6.5 * len(operators), 5), layout="constrained")
     names = list(dict.fromkeys(row.name for row in rows if row.operator == "prefill"))
-    for name in names:
-        line = sorted((row.length, row.seconds * 1e3) for row in rows if row.operator == "prefill" and row.name == name)
-        ours = name.startswith(OURS)
-        axes.plot(*zip(*line, strict=True), marker="o", label=name, linewidth=2.5 if ours else 1.2)
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xlabel("tokens")
-    axes.set_ylabel("milliseconds")
-    axes.set_title(title)
-    axes.grid(True, which="both", alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(path, dpi=150)
+    for axes, operator in zip(figure.subplots(1, len(operators), squeeze=False)[0], operators, strict=True):
+        for i, name in enumerate(names):
+            line = sorted((r.length, r.seconds * 1e3) for r in rows if (r.operator, r.name) == (operator, name))
+            if line:
+                width = 2.5 if name.startswith(OURS) else 1.2
+                axes.plot(*zip(*line, strict=True), marker="o", label=name, linewidth=width, color=f"C{i}")
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xlabel("tokens")
+        axes.set_ylabel("milliseconds")
+        axes.set_title("forward" if operator == "prefill" else "forward and backward")
+        axes.grid(True, which="both", alpha=0.3)
+        axes.legend(fontsize="small")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=100)

@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -16,12 +17,22 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def medians(
-    candidates: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int = 7, seconds: float = 2.0
-) -> dict[str, float]:
-    """Median seconds of one call of each candidate.
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call."""
 
-    Every round times each candidate once, short ones several calls at a time; at most about `seconds` per candidate.
+    median: float
+    fastest: float
+    slowest: float
+
+
+def timings(
+    candidates: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int = 7, seconds: float = 2.0
+) -> dict[str, Timing]:
+    """How long one call of each candidate takes.
+
+    Every round times each candidate once, short ones several calls at a time; at most about `seconds` per candidate, and
+    never fewer than three rounds.
     """
     calls: dict[str, int] = {}
     for name, run in candidates.items():
@@ -42,13 +53,22 @@ def medians(
                 run()
             synchronize(device)
             taken[name].append((time.perf_counter() - start) / calls[name])
-    return {name: statistics.median(values) for name, values in taken.items()}
+    return {name: Timing(statistics.median(each), min(each), max(each)) for name, each in taken.items()}
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32, size: int = 2048) -> float:
-    """FLOP/s of a square matrix product, the median of a few."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / medians({"matmul": lambda: a @ b}, device, rounds=9)["matmul"]
+class Matmul:
+    """A square product of matrices: a candidate beside the operators, whose time gives this machine's rate."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype = torch.float32, size: int = 2048) -> None:
+        self.a, self.b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+
+    def __call__(self) -> torch.Tensor:
+        return self.a @ self.b
+
+    @property
+    def flops(self) -> int:
+        """Of one call."""
+        return 2 * len(self.a) ** 3
 
 
 def keep_memory() -> bool:
