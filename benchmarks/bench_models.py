@@ -1,6 +1,6 @@
-"""Speed of the models against transformers' Llama of the same size, decoding at two contexts, and loading.
+"""Speed of the models against transformers' Llama of the same size, decoding at two contexts, shared contexts, loading.
 
-    python benchmarks/bench_models.py [prefill] [decode] [load]
+    python benchmarks/bench_models.py [prefill] [decode] [share] [load]
 
 Random weights, the released shapes, medians of interleaved repetitions in one process; threads as OMP_NUM_THREADS says.
 `load` writes a 1.3B checkpoint (5.4 GB) to a temporary folder and loads it in a process of its own.
@@ -85,23 +85,28 @@ def medians(
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def row(what: str, model: str, *figures: str) -> None:
+    """One line of the Markdown table."""
+    print(f"| {what} | {model} | " + " | ".join(figures) + " |", flush=True)
+
+
 def prefill(families: list[str], length: int, repetitions: int, clock: Callable[[], float]) -> None:
     """Tokens per second of reading a prompt, logits of its last token alone."""
     ids = torch.randint(0, 50257, (1, length))
-    models = {family: from_config(shape(family), seed=0).eval() for family in families}
+    readers: dict[str, Callable[[torch.Tensor], Any]] = {}
     hf = llama()
-    readers: dict[str, Callable[[torch.Tensor], Any]] = {
-        f"{name} ({model.num_parameters() / 1e6:.0f}M)": lambda ids, model=model: model.prefill(ids.tolist())
-        for name, model in models.items()
-    }
-    readers[f"transformers Llama ({hf.num_parameters() / 1e6:.0f}M)"] = lambda ids: hf(
-        ids, use_cache=True, logits_to_keep=1
-    )
+    base = f"transformers Llama, {hf.num_parameters() / 1e6:.0f}M"
+    readers[base] = lambda ids: hf(ids, use_cache=True, logits_to_keep=1)
+    for family in families:
+        model = from_config(shape(family), seed=0).eval()
+        readers[f"{family}, {model.num_parameters() / 1e6:.0f}M"] = lambda ids, model=model: model.prefill(ids.tolist())
     with torch.inference_mode():
         medians({name: partial(read, ids[:, :64]) for name, read in readers.items()}, 1)  # warm up
         result = medians({name: partial(read, ids) for name, read in readers.items()}, repetitions, clock)
     for name, seconds in result.items():
-        print(f"prefill {length:,} tokens   {name:32} {length / seconds:8.1f} tokens/s", flush=True)
+        row(
+            f"prefill of {length:,} tokens", name, f"{length / seconds:,.0f} tokens/s", f"{result[base] / seconds:.2f}x"
+        )
 
 
 def decode(families: list[str], contexts: list[int], tokens: int, repetitions: int, clock: Callable[[], float]) -> None:
@@ -121,13 +126,41 @@ def decode(families: list[str], contexts: list[int], tokens: int, repetitions: i
                     for _ in range(tokens):
                         model.step(torch.tensor([7]), state)
 
-                runs[f"{context:,}"] = run
-            medians(runs, 1)  # warm up
-            result = medians(runs, repetitions, clock)
+                runs[context] = run
+            medians({str(context): run for context, run in runs.items()}, 1)  # warm up
+            result = medians({str(context): run for context, run in runs.items()}, repetitions, clock)
         base = next(iter(result.values()))
+        for context, seconds in result.items():
+            row(
+                f"decoding at context {int(context):,}",
+                family,
+                f"{1e3 * seconds / tokens:.2f} ms/token",
+                f"{seconds / base:.2f}x",
+            )
+
+
+def share(families: list[str], length: int, choices: int, repetitions: int, clock: Callable[[], float]) -> None:
+    """Scoring several continuations of one context, which is read once, against scoring each by itself."""
+    context, answers = torch.randint(0, 50257, (length,)).tolist(), torch.randint(0, 50257, (choices, 4)).tolist()
+    for family in families:
+        model = from_config(shape(family), seed=0).eval()
+
+        def together(model: Any = model) -> None:
+            model.score([context] * choices, answers)
+
+        def alone(model: Any = model) -> None:
+            for answer in answers:
+                model.score([context], [answer])
+
+        with torch.inference_mode():
+            model.score([context[:64]], answers[:1])  # warm up
+            result = medians({"each by itself": alone, "together": together}, repetitions, clock)
         for name, seconds in result.items():
-            print(
-                f"decode {family} at context {name:>6}: {1e3 * seconds / tokens:7.2f} ms/token ({seconds / base:.3f}x)"
+            row(
+                f"{choices} continuations of one {length:,}-token context, {name}",
+                family,
+                f"{seconds:.2f} s",
+                f"{result['each by itself'] / seconds:.2f}x",
             )
 
 
@@ -143,25 +176,39 @@ def load() -> None:
         )
         done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
         seconds, peak = map(float, done.stdout.split())
-    print(f"load JRT 1.3B: {size / 1e9:.2f} GB file, {seconds:.1f} s, peak {peak / 1e9:.2f} GB = {peak / size:.3f}x")
+    row(
+        f"loading a file of {size / 1e9:.2f} GB: {seconds:.1f} s",
+        "jrt, 1375M",
+        f"peak memory {peak / 1e9:.2f} GB",
+        f"{peak / size:.2f}x the file",
+    )
+
+
+PARTS = ["prefill", "decode", "share", "load"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["prefill", "decode", "load"], choices=["prefill", "decode", "load"])
+    parser.add_argument("what", nargs="*", help=f"any of {', '.join(PARTS)}; all by default")
     parser.add_argument("--families", default="jrt,based")
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--cpu-time", action="store_true", help="count this process's own seconds, not the clock's")
     args = parser.parse_args()
+    if unknown := set(args.what) - set(PARTS):
+        parser.error(f"unknown: {', '.join(unknown)}; known are {', '.join(PARTS)}")
+    what = args.what or PARTS
     clock = time.process_time if args.cpu_time else time.perf_counter
     families = args.families.split(",")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    if "prefill" in args.what:
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32, medians of {args.repetitions}\n")
+    print("| what | model | figure | relative |\n| --- | --- | --- | --- |")
+    if "prefill" in what:
         prefill(families, args.length, args.repetitions, clock)
-    if "decode" in args.what:
-        decode(families, [256, 8192], 8, args.repetitions, clock)
-    if "load" in args.what:
+    if "decode" in what:
+        decode(families, [256, 8192], 16, max(5, args.repetitions), clock)
+    if "share" in what:
+        share(families, 512, 8, args.repetitions, clock)
+    if "load" in what:
         load()
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from jrt_eval.errors import UserError
 from jrt_eval.models.generation import StopTest, right_padded
-from jrt_eval.models.loading import Source, assign, clean_keys, read_tensors
+from jrt_eval.models.loading import Source, assign, clean_keys, common_dtype, read_tensors
 from jrt_eval.models.model import score_tokens
 
 log = logging.getLogger(__name__)
@@ -306,7 +306,15 @@ def load_mamba(
         tensors[embeddings] = tensors.pop(head)
     with torch.device("meta"):
         inner = (MambaForCausalLM if config.model_type == "mamba" else Mamba2ForCausalLM)(config)
-    assign(inner, tensors, source=source.name, device=device, dtype=dtype, optional=lambda key: tied and key == head)
+    kind = common_dtype(tensors, source.name)
+    assign(
+        inner,
+        tensors,
+        source=source.name,
+        device=device,
+        dtype=dtype or kind,
+        optional=lambda key: tied and key == head,
+    )
     if tied:
         inner.lm_head.weight = inner.backbone.embeddings.weight
     return TransformersModel(inner.eval(), config.model_type)

@@ -178,8 +178,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                 raise
             held = torch.load(path, map_location="cpu", weights_only=True)  # torch's file format before 1.6
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error) and "Unsupported" in str(error):
-            name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if (name := re.search(r"GLOBAL ([\w.]+)", str(error))) or "nsupported" in str(error):
             what = f" ({name.group(1)})" if name else ""
             raise UserError(
                 f"{path} holds more than tensors{what}, and loading that could execute code: refused"
@@ -213,16 +212,28 @@ def clean_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return cleaned
 
 
+def common_dtype(tensors: Mapping[str, Tensor], source: str) -> torch.dtype:
+    """The one dtype that holds what a file's tensors hold; float64 counts as float32, and whole numbers do not count."""
+    common: torch.dtype | None = None
+    for name, t in tensors.items():
+        if t.is_floating_point() or t.is_complex():
+            if t.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+                kind = str(t.dtype).removeprefix("torch.")
+                raise UserError(f"{source}: {name} is {kind}; weights are needed as float32, bfloat16 or float16")
+            common = t.dtype if common is None else torch.promote_types(common, t.dtype)
+    return torch.float32 if common in (None, torch.float64) else common
+
+
 def assign(
     model: nn.Module,
     tensors: dict[str, Tensor],
     *,
     source: str,
     device: torch.device,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype,
     optional: Callable[[str], bool] = lambda key: False,
 ) -> None:
-    """Put `tensors` into `model` (on the meta device), each key and shape checked; `dtype` None keeps the file's.
+    """Put `tensors` into `model` (on the meta device), each key and shape checked, as `dtype`.
 
     `tensors` is emptied on the way, so that nothing is held twice. Raises `UserError` with every key that is missing,
     unexpected or misshapen.
@@ -244,8 +255,8 @@ def assign(
             elif not t.is_floating_point() and wanted[name].is_floating_point():
                 problems.append(f"{name} is {str(t.dtype).removeprefix('torch.')}, floating point was expected")
     if problems:
-        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise UserError(f"{source}: the weights do not fit the config: {'; '.join(problems[:8])}{more}")
+        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise UserError(f"{source}: the weights do not fit the config: {'; '.join(problems[:4])}{more}")
 
     shared: dict[int, nn.Parameter] = {}
     for name in list(tensors):
@@ -337,28 +348,29 @@ def load_jrt(
     with torch.device("meta"):
         model = JRTModel(config, raw, backend=backend, inner=inner, conv_bias=conv_bias)
     decay_key = "transformer.decay.decay"
-    if decay_key in tensors and hasattr(model.transformer, "decay"):
-        heads: Any = model.transformer.decay
-        if tensors[decay_key].numel() == heads.decay.numel():
-            tensors[decay_key] = tensors[decay_key].reshape(-1)
-        tensors[decay_key] = tensors[decay_key].float()
-    elif hasattr(model.transformer, "decay"):
-        if config.decay_const is None:
+    log_decay = tensors.pop(decay_key, None)  # the buffer may stand in the file of a model whose layers do not decay
+    decays: Any = getattr(model.transformer, "decay", None)
+    if decays is not None:
+        if log_decay is None:
+            if config.decay_const is None:
+                raise UserError(
+                    f"{source.name}: fixed_decay is true, with neither decay_const nor {decay_key} to say which"
+                )
+            with torch.device("cpu"):
+                log_decay = type(decays)(decays.decay.numel(), config.decay_const).decay
+        if log_decay.numel() != decays.decay.numel():
             raise UserError(
-                f"{source.name}: fixed_decay is true, with neither decay_const nor {decay_key} to say which"
+                f"{source.name}: {decay_key} has shape {tuple(log_decay.shape)}, expected {tuple(decays.decay.shape)}"
             )
-        holder: Any = model.transformer.decay
-        with torch.device("cpu"):
-            holder.decay = type(holder)(holder.decay.numel(), config.decay_const).decay.to(device)
-    elif decay_key in tensors:
-        del tensors[decay_key]  # a buffer of a model whose layers do not decay
     optional = {decay_key, head} if config.tied else {decay_key}
-    assign(model, tensors, source=source.name, device=device, dtype=dtype, optional=lambda key: key in optional)
+    kind = common_dtype(tensors, source.name)
+    assign(model, tensors, source=source.name, device=device, dtype=dtype or kind, optional=lambda key: key in optional)
     model.tie_weights()
-    if hasattr(model.transformer, "decay"):
+    if decays is not None and log_decay is not None:
         # log a_h is small: it stays float32 whatever the weights are
-        holder = model.transformer.decay
-        holder.decay = holder.decay.float()
+        decays.decay = log_decay.reshape(-1).to(device=device, dtype=torch.float32)
+        if not bool(torch.isfinite(decays.decay).all()):
+            raise UserError(f"{source.name}: {decay_key} holds NaN or infinite values; the file is damaged")
     return model.eval()
 
 

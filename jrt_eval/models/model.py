@@ -90,6 +90,11 @@ class Decay(nn.Module):
         super().__init__()
         self.register_buffer("decay", torch.log1p(-(2.0 ** (const - torch.arange(heads)))))
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Decay:
+        # `.to(bfloat16)` moves it and leaves it in float32: a rounded a_h errs more with every step
+        self.decay = self.decay.to(fn(self.decay).device)
+        return self
+
 
 class JRTModel(nn.Module):
     """A JRT-RNN, Based or attention checkpoint.

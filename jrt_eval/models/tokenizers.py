@@ -40,7 +40,7 @@ def load_tokenizer(name: str | Path, revision: str | None = None, *, trust_remot
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 - transformers and tokenizers raise many kinds
-        line = " ".join(str(error).split())[:200] or type(error).__name__
+        line = (" ".join(str(error).split()) or type(error).__name__).split(". ", 1)[0][:300]
         raise UserError(
             f"cannot load the tokenizer {name}: {line}; give a hub id or a folder as tokenizer=..."
         ) from None

@@ -61,7 +61,8 @@ def test_dtype(checkpoint: Checkpoint, dtype: str | torch.dtype) -> None:
     model: Any = jrt_eval.load_model(checkpoint("based_decay"), device="cpu", dtype=dtype)
     expected = {"bfloat16": torch.bfloat16, "fp16": torch.float16}.get(str(dtype), torch.float32)
     assert {p.dtype for p in model.parameters()} == {expected}
-    assert model.transformer.decay.decay.dtype == torch.float32
+    assert torch.equal(model.transformer.decay.decay, tiny("based_decay").transformer.decay.decay)
+    assert torch.equal(model.half().transformer.decay.decay, tiny("based_decay").transformer.decay.decay)
 
 
 def test_decay_comes_from_the_file(checkpoint: Checkpoint) -> None:
@@ -158,7 +159,10 @@ def test_a_pickle_that_would_execute_is_refused(checkpoint: Checkpoint, tmp_path
         torch.save({"transformer.ln_f.weight": Hostile(trace)}, path)
     else:
         path.write_bytes(pickle.dumps({"transformer.ln_f.weight": Hostile(trace)}))
-    assert path.name in refused(folder)
+    message = refused(folder)
+    assert path.name in message
+    assert "holds more than tensors" in message
+    assert "system" in message or not zipped
     assert not trace.exists()
 
 
@@ -217,6 +221,18 @@ def test_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, error: str) -
 
 def test_dtype_that_is_not_known(checkpoint: Checkpoint) -> None:
     assert "did you mean 'bfloat16'" in refused(checkpoint("attn"), dtype="bfloat61")
+
+
+def test_mixed_dtypes(checkpoint: Checkpoint) -> None:
+    """A file of several dtypes is read as the one that holds them all; others are refused."""
+    folder = checkpoint("based")
+    change(folder, lambda t: t.update({k: v.bfloat16() for k, v in t.items() if "norm" not in k}))
+    assert jrt_eval.load_model(folder, device="cpu")(torch.arange(9)[None]).logits.isfinite().all()
+    change(folder, lambda t: t.update({k: v.double() for k, v in t.items()}))
+    model: Any = jrt_eval.load_model(folder, device="cpu")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    change(folder, lambda t: t.update({k: v.to(torch.float8_e4m3fn) for k, v in t.items() if "fc1" in k}))
+    assert "fc1.weight is float8_e4m3fn; weights are needed as float32, bfloat16 or float16" in refused(folder)
 
 
 def test_tokenizer_larger_than_the_vocabulary(checkpoint: Checkpoint) -> None:
