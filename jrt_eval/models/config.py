@@ -107,7 +107,8 @@ class ModelConfig:
     @property
     def enc_length(self) -> int:
         """M of the prefix layers, 0 without any."""
-        return max((m.enc_length for m in self.mixers if m.kind == "prefix_linear_attention"), default=0)
+        # a list and no `default`: torch.compile traces through this
+        return max([0, *(m.enc_length for m in self.mixers if m.kind == "prefix_linear_attention")])
 
     @property
     def family(self) -> str:
