@@ -221,7 +221,7 @@ _NEUTRAL = {
 
 
 def mamba_config(raw: Mapping[str, Any], source: str, arch: str | None = None) -> Any:
-    """transformers' config of a mamba_ssm `config.json`; its defaults are mamba_ssm's."""
+    """transformers' config of a mamba_ssm `config.json`; its defaults are mamba_ssm's. arch: mamba1 or mamba2 decides."""
     from transformers import Mamba2Config, MambaConfig
 
     def refuse(what: str) -> UserError:
@@ -230,7 +230,7 @@ def mamba_config(raw: Mapping[str, Any], source: str, arch: str | None = None) -
     ssm = raw.get("ssm_cfg") or {}
     if not isinstance(ssm, Mapping):
         raise refuse(f"ssm_cfg is {ssm!r}, an object is needed")
-    layer = ssm.get("layer", "Mamba1")
+    layer = {"mamba1": "Mamba1", "mamba2": "Mamba2"}.get(str(arch).lower()) or ssm.get("layer", "Mamba1")
     if layer not in ("Mamba1", "Mamba2"):
         raise refuse(f"ssm_cfg.layer is {layer!r}, known are 'Mamba1' and 'Mamba2'")
     if raw.get("attn_layer_idx"):
@@ -285,12 +285,12 @@ def mamba_config(raw: Mapping[str, Any], source: str, arch: str | None = None) -
 
 
 def load_mamba(
-    source: Source, raw: dict[str, Any], *, device: torch.device, dtype: torch.dtype | None
+    source: Source, raw: dict[str, Any], *, device: torch.device, dtype: torch.dtype | None, arch: str | None = None
 ) -> TransformersModel:
     """Mamba or Mamba-2 in the mamba_ssm layout, on transformers' classes."""
     from transformers import Mamba2ForCausalLM, MambaForCausalLM
 
-    config = mamba_config(raw, f"{source.name}/config.json")
+    config = mamba_config(raw, f"{source.name}/config.json", arch)
     tensors: dict[str, Tensor] = {}
     for path in source.weight_files():
         tensors |= read_tensors(path)

@@ -403,11 +403,15 @@ def load_model(
     model: Any
     if family == "jrt":
         model = load_jrt(source, raw, device=where, dtype=kind, backend=backend)
+        if arch is not None and model.family not in (arch.lower().replace("attention", "attn"), "hybrid"):
+            log.warning(
+                "%s: arch=%s is given, its config describes %s, which is loaded", source.name, arch, model.family
+            )
     else:
         from jrt_eval.models import hf
 
         if family == "mamba":
-            model = hf.load_mamba(source, raw, device=where, dtype=kind)
+            model = hf.load_mamba(source, raw, device=where, dtype=kind, arch=arch)
         else:
             model = hf.load_transformers(
                 source, raw, device=where, dtype=kind, fla=family == "fla", trust_remote_code=trust_remote_code

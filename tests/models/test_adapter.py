@@ -108,7 +108,7 @@ def test_loglikelihood_is_the_sum_of_token_log_probabilities(folders: Callable[[
     assert lm.loglikelihood(pairs([(context, answer)]), True)[0][1] is True
 
 
-@pytest.mark.parametrize("family", ["jrt", "based", "attn", "mamba", "llama"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_rolling_and_multiple_choice(folders: Callable[[str], Path], family: str) -> None:
     lm = make(folders(family), batch_size=3, max_length=32)
     document = text(100)
@@ -125,6 +125,34 @@ def test_rolling_and_multiple_choice(folders: Callable[[str], Path], family: str
     together = lm.loglikelihood(pairs([(context, c) for c in choices]), True)
     alone = [lm.loglikelihood(pairs([(context, c)]), True)[0] for c in choices]
     assert [x[0] for x in together] == pytest.approx([x[0] for x in alone], abs=1e-4)
+
+
+@pytest.mark.parametrize("max_length", [4096, 40])
+def test_a_transformers_model_answers_as_in_the_hf_backend(folders: Callable[[str], Path], max_length: int) -> None:
+    """What lm-eval's own tests ask of its HF model, asked of both on one checkpoint: texts, log p, rolling, tokens."""
+    from lm_eval.models.huggingface import HFLM
+
+    tokenizer = byte_tokenizer(251, end=0)
+    hf = HFLM(
+        str(folders("llama")), tokenizer=tokenizer, device="cpu", dtype="float32", max_length=max_length, batch_size=3
+    )
+    ours = make(folders("llama"), tokenizer=tokenizer, max_length=max_length, batch_size=3)
+    prompts = [text(n) for n in (1, 12, 35, 60)]
+    scored = pairs([(p, text(1 + i, seed=3)) for i, p in enumerate(prompts)] + [("", text(5)), (prompts[1], text(39))])
+    rolled = [Instance("loglikelihood_rolling", {}, (text(n),), n) for n in (1, 39, 40, 41, 130)]
+    stop = hf.generate_until(generations(prompts[1:2], max_gen_toks=9), True)[0][4]
+    for kwargs in ({"max_gen_toks": 9}, {"max_gen_toks": 9, "until": [stop]}):
+        asked = generations(prompts, **kwargs)
+        assert ours.generate_until(asked, True) == hf.generate_until(asked, True)
+    ours_scored, hf_scored = ours.loglikelihood(scored, True), hf.loglikelihood(scored, True)
+    assert [x[0] for x in ours_scored] == pytest.approx([x[0] for x in hf_scored], abs=1e-4)
+    assert [x[1] for x in ours_scored] == [x[1] for x in hf_scored]
+    rolling = ours.loglikelihood_rolling(rolled, True)
+    assert rolling == pytest.approx(hf.loglikelihood_rolling(rolled, True), abs=1e-3)
+    for string in (text(9), "", text(3) + "<end>"):
+        assert ours.tok_encode(string) == hf.tok_encode(string)
+        assert ours.tok_decode(ours.tok_encode(string)) == hf.tok_decode(hf.tok_encode(string))
+    assert ours.eot_token_id == hf.eot_token_id and ours.prefix_token_id == hf.prefix_token_id
 
 
 def test_a_shared_context_is_read_once(folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

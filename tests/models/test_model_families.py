@@ -39,6 +39,20 @@ def test_mamba_layout_and_back(tmp_path: Path, version: int) -> None:
         assert torch.equal(model.inner.state_dict()[key], value)
 
 
+def test_arch_overrides_the_config(tmp_path: Path) -> None:
+    """A Mamba-2 whose config does not say so."""
+    original = mamba_layout(tmp_path, 2)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["ssm_cfg"]["layer"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="headdim"):
+        jrt_eval.load_model(tmp_path, device="cpu")
+    model: Any = jrt_eval.load_model(tmp_path, device="cpu", arch="mamba2")
+    ids = torch.arange(30)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, original(ids).logits)
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_mamba_prefill_and_steps(tmp_path: Path, version: int) -> None:
     """Greedy continuation through the recurrent form is that of recomputing the whole sequence."""
