@@ -86,6 +86,7 @@ class Source:
         self.name = str(name)
         self.revision = revision
         self.folder: Path | None = None
+        self.offline = False  # files came from the hub's local cache, without the hub
         path = Path(name).expanduser()
         if path.is_dir():
             self.folder = path
@@ -108,6 +109,10 @@ class Source:
         try:
             return Path(hf_hub_download(self.name, filename, revision=self.revision))
         except hub.LocalEntryNotFoundError:
+            if filename != "config.json" and self._cached("config.json"):
+                # An earlier download: which files the repository lacks, only the hub could say.
+                self.offline = True
+                return None
             raise UserError(
                 f"{self.name}: no such folder, and the Hugging Face hub cannot be reached for {filename}; "
                 "download the repository first and give its folder"
@@ -125,6 +130,16 @@ class Source:
         except (hub.HfHubHTTPError, requests.RequestException, OSError) as error:
             line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"{self.name}: no such folder, and the Hugging Face hub answers: {line}") from None
+
+    def _cached(self, filename: str) -> bool:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            hf_hub_download(self.name, filename, revision=self.revision, local_files_only=True)
+        except LocalEntryNotFoundError:
+            return False
+        return True
 
     def config(self) -> dict[str, Any]:
         path = self.get("config.json")
@@ -153,7 +168,12 @@ class Source:
                     raise UserError(f"{path} lists {shard}, which is not there")
                 paths.append(found)
             return paths
-        raise UserError(f"{self.name} holds no weights: looked for {', '.join(WEIGHT_FILES)}")
+        looked = ", ".join(WEIGHT_FILES)
+        if self.offline:
+            raise UserError(
+                f"{self.name}: the Hugging Face hub cannot be reached, and its local cache holds no weights ({looked})"
+            )
+        raise UserError(f"{self.name} holds no weights: looked for {looked}")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

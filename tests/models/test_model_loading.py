@@ -219,6 +219,32 @@ def test_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, error: str) -
     assert says[error] in message
 
 
+def test_earlier_downloads_serve_without_network(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's cache as a download leaves it: the repository has no safetensors, and only the hub could say so."""
+    import functools
+
+    import huggingface_hub
+
+    commit, cache = "0" * 40, tmp_path / "cache" / "models--someone--tiny"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text(commit)
+    snapshot = cache / "snapshots" / commit
+    snapshot.parent.mkdir()
+    checkpoint("jrt").rename(snapshot)
+    download = functools.partial(huggingface_hub.hf_hub_download, cache_dir=cache.parent)
+
+    def offline(*args: Any, **kwargs: Any) -> str:
+        return download(*args, **kwargs | {"local_files_only": True})
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    model: Any = jrt_eval.load_model("someone/tiny", device="cpu")
+    assert model.family == "jrt"
+    (snapshot / "pytorch_model.bin").unlink()
+    assert "cannot be reached, and its local cache holds no weights" in refused("someone/tiny")
+
+
 def test_dtype_that_is_not_known(checkpoint: Checkpoint) -> None:
     assert "did you mean 'bfloat16'" in refused(checkpoint("attn"), dtype="bfloat61")
 
