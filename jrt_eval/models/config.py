@@ -192,8 +192,6 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
     kv_heads = raw.get("n_head_kv")
     if kv_heads is not None and kv_heads != n_head:
         raise refuse(f"n_head_kv is {kv_heads!r} beside n_head {n_head}: shared key heads are not known")
-    if "head_dim" not in raw and d_model % n_head:
-        raise refuse(f"n_embd {d_model} is no multiple of n_head {n_head}")
     activation = raw.get("activation_function")
     if activation not in GATED + PLAIN:
         known = [*GATED, *PLAIN]
@@ -201,17 +199,23 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
             f"activation_function is {activation!r}, known are {', '.join(known)}" + nearest(str(activation), known)
         )
 
-    head_dim = integer("head_dim", raw.get("head_dim", d_model // n_head))
-    if head_dim * n_head != d_model:
-        raise refuse(f"head_dim {head_dim} times n_head {n_head} is not n_embd {d_model}")
+    head_dim = d_model // n_head if raw.get("head_dim") is None else integer("head_dim", raw["head_dim"])
     fraction = raw.get("rotary_emb_fraction", 0.0)
     if not isinstance(fraction, (int, float)) or not 0 <= fraction <= 1:
         raise refuse(f"rotary_emb_fraction is {fraction!r}, a number from 0 to 1 is needed")
     rotary_dim = int(fraction * head_dim)
-    if rotary_dim % 2 and rotary_dim == head_dim:
-        raise refuse(f"rotary_emb_fraction {fraction} of head_dim {head_dim} is odd: one dim more would rotate than is")
     rotary_base = float(raw.get("rotary_emb_base", 10000.0))
     qkv_bias, out_bias = bool(raw.get("qkv_proj_bias", True)), bool(raw.get("out_proj_bias", True))
+
+    def heads_fit() -> None:
+        """What softmax attention needs of the top level's heads; other mixers have their own."""
+        if head_dim * n_head != d_model:
+            given = "" if raw.get("head_dim") is None else f" times head_dim {head_dim}"
+            raise refuse(f"n_embd {d_model} is no multiple of n_head {n_head}{given}")
+        if rotary_dim % 2 and rotary_dim == head_dim:
+            raise refuse(
+                f"rotary_emb_fraction {fraction} of head_dim {head_dim} is odd: one dim more would rotate than is"
+            )
 
     def mixer(spec: Any, tag: str) -> MixerConfig:
         attention = MixerConfig(
@@ -224,6 +228,7 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
             rotary_base=rotary_base,
         )
         if spec is None:
+            heads_fit()
             return attention
         if not isinstance(spec, Mapping) or not isinstance(spec.get("_target_"), str):
             raise refuse(f"{tag} is {spec!r}, an object with a _target_ is needed")
@@ -265,6 +270,7 @@ def parse_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelCo
                 raise refuse(f"{tag}.{key} is {kv!r} beside num_heads {heads}: shared key heads are not known")
         mask_pads = bool(take("use_mask", True))  # only read by prefix linear attention
         if kind in ("sliding_window", "attention"):
+            heads_fit()
             if not take("causal", True):
                 raise refuse(f"{tag}.causal is false: attention that sees later tokens cannot generate")
             if take("cross_attn", False):

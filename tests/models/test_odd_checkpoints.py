@@ -78,6 +78,9 @@ ODD: dict[str, dict[str, Any]] = {
     "based, value dim of its own": {
         "mixer": linear(num_heads=3, head_dim=11, feature_dim=4), "n_layer": 2, "mlp_fc2_bias": True,
     },
+    "based, heads of its own": {
+        "n_head": 7, "head_dim": None, "mixer": conv(expand_proj=2), "alt_mixer": linear(num_heads=4, feature_dim=2), "alt_mixer_layers": [0, 2],
+    },
     "based, decay everywhere": {
         "mixer": linear(feature_dim=8, use_decay_proj=True), "fixed_decay": True, "decay_const": -1, "n_layer": 3,
     },
