@@ -343,6 +343,7 @@ def load_transformers(
         raise UserError(
             f"{source.name} brings its own modelling code, which is not run unless you say trust_remote_code=True"
         )
+    whole = _look_into(source, quantised="quantization_config" in raw)
     name = "dtype" if tuple(int(x) for x in transformers.__version__.split(".")[:2]) >= (4, 56) else "torch_dtype"
     try:
         inner, info = AutoModelForCausalLM.from_pretrained(
@@ -350,6 +351,7 @@ def load_transformers(
             revision=source.revision,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             **{name: dtype if dtype is not None else "auto"},
         )
     except UserError:
@@ -357,18 +359,31 @@ def load_transformers(
     except Exception as error:
         line = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(f"{source.name}: transformers cannot load it: {line}") from error
-    lost = [str(k) for k in info.get("missing_keys", [])] + [str(k) for k in info.get("mismatched_keys", [])]
+    lost = sorted(f"missing {key}" for key in info.get("missing_keys", []))
+    lost += [f"{k} has shape {tuple(a)}, expected {tuple(b)}" for k, a, b in info.get("mismatched_keys", [])]
     if lost:
-        raise UserError(
-            f"{source.name}: the weights do not fit the config: missing or misshapen {', '.join(sorted(lost)[:8])}"
-        )
+        raise UserError(f"{source.name}: the weights do not fit the config: {'; '.join(lost[:4])}")
     for key, value in inner.named_parameters():
+        if key in whole and value.is_floating_point():
+            raise UserError(f"{source.name}: {key} is {whole[key]}, floating point was expected")
         if not bool(torch.isfinite(value).all()):
             raise UserError(f"{source.name}: {key} holds NaN or infinite values; the file is damaged")
     kind = str(inner.config.model_type)
     stateful = bool(getattr(inner, "_is_stateful", False))
     group = fla or kind == "rwkv" or (stateful and kind not in _MASKS_PADDING)
     return TransformersModel(inner.to(device).eval(), kind, group_by_length=group)
+
+
+def _look_into(source: Source, *, quantised: bool) -> dict[str, str]:
+    """Refuse what our own reader of weight files refuses, in its words; return the tensors of whole numbers, by dtype."""
+    whole: dict[str, str] = {}
+    for path in source.weight_files():
+        tensors = read_tensors(path)
+        if quantised:
+            continue
+        common_dtype(tensors, source.name)
+        whole |= {k: str(t.dtype).removeprefix("torch.") for k, t in tensors.items() if not t.is_floating_point()}
+    return whole
 
 
 def _known(raw: Mapping[str, Any]) -> bool:

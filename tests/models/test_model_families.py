@@ -114,6 +114,36 @@ def test_transformers_model_with_missing_weights(tmp_path: Path) -> None:
         jrt_eval.load_model(tmp_path, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("form", "says"),
+    [
+        ("truncated", "is truncated"),
+        ("pickle", "holds more than tensors"),
+        ("whole", "model.norm.weight is int64, floating point was expected"),
+        ("float8", "is float8_e4m3fn; weights are needed as"),
+        ("shape", r"model.norm.weight has shape \(7,\), expected \(32,\)"),
+        ("none", "holds no weights"),
+    ],
+)
+def test_transformers_weights_that_cannot_be_meant(tmp_path: Path, form: str, says: str) -> None:
+    tensors = llama(tmp_path).state_dict()
+    (tmp_path / "model.safetensors").unlink()
+    path, norm = tmp_path / "pytorch_model.bin", tensors["model.norm.weight"]
+    changed: dict[str, Any] = {
+        "pickle": torch.nn.Linear(2, 2),
+        "whole": norm.long(),
+        "float8": norm.to(torch.float8_e4m3fn),
+        "shape": norm[:7],
+    }
+    if form != "none":
+        torch.save({**tensors, "model.norm.weight": changed.get(form, norm)}, path)
+    if form == "truncated":
+        path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(UserError, match=says) as raised:
+        jrt_eval.load_model(tmp_path, device="cpu")
+    assert "\n" not in str(raised.value)
+
+
 def test_code_in_a_repository_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         json.dumps(
