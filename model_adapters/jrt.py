@@ -459,6 +459,8 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
                     f"a continuation of {len(continuation)} tokens exceeds max_length={self.max_length}: "
                     "raise it with max_length=..."
                 )
+            # lm-eval counts a context's trailing spaces to the continuation: nothing is left of a context of spaces
+            context = context or [self.prefix_token_id]
             over = max(0, len(context) + len(continuation) - self.max_length - 1)
             pairs.append((context[min(over, len(context) - 1) :], continuation))
         answers: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)

@@ -287,6 +287,13 @@ def test_empty_contexts_and_continuations(folders: Callable[[str], Path]) -> Non
     assert empty == pytest.approx(lm.model.score([[0]], [lm.tok_encode("Ăă")])[0][0].sum().item(), abs=1e-5)
 
 
+def test_a_context_of_spaces(shared: Path, tmp_path: Path) -> None:
+    save_pretrained(tiny("jrt", vocab_size=50257), tmp_path)
+    lm = JRTLM(str(tmp_path), tokenizer=str(shared / "data" / "gpt2"), device="cpu")
+    spaces, empty = lm.loglikelihood(pairs([(" ", "A town"), ("", " A town")]), True)
+    assert spaces == pytest.approx(empty)
+
+
 def test_arguments_as_text(folders: Callable[[str], Path]) -> None:
     given = f"pretrained={folders('jrt')},max_length=512,dtype=bfloat16,short_prompt=iterate,add_bos_token=False"
     lm = JRTLM.create_from_arg_string(given, {"batch_size": "auto:4", "max_batch_size": None, "device": "cpu"}
