@@ -6,6 +6,7 @@ model (`get_model_info`) stands in the results file under `config`.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -161,6 +162,8 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
             self.accelerator = Accelerator(cpu=str(device) == "cpu")
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
             self._device = self.accelerator.device
+            # lm-eval leaves the group to the interpreter, where a rank whose peer has gone may abort.
+            atexit.register(self.accelerator.end_training)
             return
         name = str(device) if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
         try:
