@@ -143,7 +143,8 @@ def _paired(results: Results, table: str, versus: tuple[str, str] | None, metric
     }[table]
     for column, what in by_columns(comparison):
         if column in wanted:
-            return tables.gain_by_table(statistics.gain_by(comparison.pairs, column), what, comparison.arms)
+            bins = statistics.gain_by_model(comparison.pairs, column)
+            return tables.gain_by_table(bins, what, comparison.arms)
     raise UserError(f"the place of the answers is not known in these documents: {table} has nothing to show")
 
 

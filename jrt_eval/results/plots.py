@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -44,14 +45,17 @@ def gain_plot(comparison: Comparison, style: str = "screen") -> Figure:
             gain, low, high = (100 * rows[name].astype(float) for name in ("gain", "low", "high"))
             spread = [(gain - low).fillna(0).clip(lower=0), (high - gain).fillna(0).clip(lower=0)]
             axes.errorbar(
-                gain, height, xerr=spread, fmt=MARKERS[index % 7], color=COLORS[index % 7], label=model, capsize=2,
-                markersize=4, linewidth=1.2,
+                gain, height, xerr=spread, fmt=_marker(index), color=COLORS[index % 7], capsize=2, markersize=4,
+                linewidth=1.2, label=short_names(models)[model],
             )  # fmt: skip
         axes.axvline(0, color="#808080", linewidth=0.8)
         axes.set_yticks([-p for p in range(len(tasks))], [dataset_name(t) for t in tasks])
         axes.set_xlabel(f"gain in {comparison.metric}, points: {_arms(comparison)}")
+        axes.set_ylim(0.6 - len(tasks), 0.6)
+        if POOLED in tasks and len(tasks) > 1:
+            axes.axhline(1.5 - len(tasks), color="#808080", linewidth=0.5, linestyle=":")
         axes.grid(False, axis="y")
-        _legend(axes, models)
+        _legend(figure, axes)
     return figure
 
 
@@ -62,12 +66,13 @@ def gain_by_plot(bins: dict[str, pd.DataFrame], what: str, style: str = "screen"
             middle = (frame["low_edge"] + frame["high_edge"]) / 2
             gain, low, high = (100 * frame[name].astype(float) for name in ("gain", "low", "high"))
             color = COLORS[index % 7]
-            axes.plot(middle, gain, marker=MARKERS[index % 7], color=color, label=model, markersize=4)
+            label = short_names(bins)[model]
+            axes.plot(middle, gain, marker=_marker(index), color=color, label=label, markersize=4)
             axes.fill_between(middle.to_numpy(), low.to_numpy(), high.to_numpy(), color=color, alpha=0.15, linewidth=0)
         axes.axhline(0, color="#808080", linewidth=0.8)
-        axes.set_xlabel(what)
+        axes.set_xlabel(what if style == "screen" else fill(what, 42))
         axes.set_ylabel("gain, points")
-        _legend(axes, list(bins))
+        _legend(figure, axes)
     return figure
 
 
@@ -91,10 +96,10 @@ def length_plot(results: Results, metric: str | None = None, style: str = "scree
     with _figure(style) as (figure, axes):
         for model, variant, means in curves:
             index = models.index(model)
-            label = model if variant == "once" else f"{model}, twice"
+            label = short_names(models)[model] + (", twice" if variant == "twice" else "")
             axes.plot(
                 means.index.astype(float), 100 * means, linestyle="-" if variant == "once" else "--", label=label,
-                marker=MARKERS[index % 7], color=COLORS[index % 7], markersize=4,
+                marker=_marker(index), color=COLORS[index % 7], markersize=4,
             )  # fmt: skip
         lengths = sorted({float(v) for _, _, means in curves for v in means.index})
         axes.set_xscale("log", base=2)
@@ -102,7 +107,7 @@ def length_plot(results: Results, metric: str | None = None, style: str = "scree
         axes.minorticks_off()
         axes.set_xlabel("context length (tokens)")
         axes.set_ylabel(f"{metric}, percent")
-        _legend(axes, models, always=True)
+        _legend(figure, axes, always=True)
     return figure
 
 
@@ -117,19 +122,25 @@ def cost_plot(results: Results, cost: str, metric: str | None = None, style: str
         return None
     points = scores.groupby(["model", "variant"]).agg({"value": "mean", cost: "last"}).reset_index()
     models = list(dict.fromkeys(points["model"]))
+    from matplotlib.ticker import EngFormatter
+
     with _figure(style) as (figure, axes):
         for index, model in enumerate(models):
             part = points[points["model"] == model].set_index("variant")
-            color, marker = COLORS[index % 7], MARKERS[index % 7]
+            color, marker = COLORS[index % 7], _marker(index)
             axes.plot(part[cost].astype(float), 100 * part["value"], color=color, linewidth=1, zorder=1)
             for variant, row in part.iterrows():
-                face = color if variant == "once" else "none"
+                face = color if variant == "once" else "white"
+                label = short_names(models)[model] if variant == part.index[0] else None
                 axes.scatter(float(row[cost]), 100 * row["value"], marker=marker, edgecolors=color, facecolors=face,
-                             s=30, zorder=2, label=f"{model}, {variant}")  # fmt: skip
-        axes.set_xscale("log")
+                             s=30, zorder=2, label=label)  # fmt: skip
+        values = points[cost].astype(float)
+        axes.set_xscale("log" if values.max() > 10 * values.min() else "linear")
+        axes.xaxis.set_major_formatter(EngFormatter())
+        axes.margins(x=0.12, y=0.12)
         axes.set_xlabel(COSTS[cost])
-        axes.set_ylabel(f"{metric}, percent")
-        _legend(axes, models, always=True)
+        axes.set_ylabel(f"{metric}, percent\nfilled: once, open: twice")
+        _legend(figure, axes, always=True)
     return figure
 
 
@@ -174,14 +185,35 @@ def _figure(style: str, height: float | None = None) -> Iterator[tuple[Figure, A
     settings |= {"axes.spines.top": False, "axes.spines.right": False, "grid.alpha": 0.3, "grid.linewidth": 0.5}
     settings |= {"axes.linewidth": 0.8, "legend.frameon": False, "pdf.fonttype": 42, "axes.axisbelow": True}
     with mpl.rc_context(settings):
-        figure = Figure(figsize=(width, max(height or 0.0, 0.6 * width)), layout="constrained")
+        figure = Figure(figsize=(width, max(height or 0.0, 0.66 * width)), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure, figure.add_subplot()
 
 
-def _legend(axes: Any, models: list[str], always: bool = False) -> None:
-    if len(models) > 1 or always:
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=1 if max(map(len, models)) > 28 else 2)
+def _legend(figure: Any, axes: Any, always: bool = False) -> None:
+    """Above the axes, in as many columns as the figure is wide."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1 or always:
+        size = figure.bbox.width * 72 / figure.dpi  # points
+        entry = (max(map(len, labels)) * 0.6 + 4.5) * (axes.xaxis.label.get_size() or 10)  # text, handle and gap
+        columns = max(1, min(len(labels), 3, int(size // entry)))
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+
+
+def _marker(index: int) -> str:
+    """A marker that differs between models of one colour, when there are more models than colours."""
+    return MARKERS[(index + index // len(COLORS)) % len(MARKERS)]
+
+
+def short_names(models: Iterable[str]) -> dict[str, str]:
+    """Models without their organisation or folder, where they still differ."""
+    names = {model: _shortened(model) for model in models}
+    return names if len(set(names.values())) == len(names) else {model: model for model in names}
+
+
+def _shortened(model: str) -> str:
+    name, bracket, rest = model.partition(" (")
+    return name.rstrip("/").rsplit("/", 1)[-1] + bracket + rest
 
 
 def _arms(comparison: Comparison) -> str:

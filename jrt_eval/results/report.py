@@ -27,7 +27,7 @@ from jrt_eval.results import plots
 from jrt_eval.results.failures import failure_table
 from jrt_eval.results.load import Results
 from jrt_eval.results.schema import METRIC_PREFIX
-from jrt_eval.results.statistics import Comparison, compare_variants, gain_by, pick_metric
+from jrt_eval.results.statistics import Comparison, compare_variants, gain_by_model, pick_metric
 from jrt_eval.results.tables import (
     Table,
     dataset_name,
@@ -92,9 +92,9 @@ def make_parts(results: Results, *, metric: str | None = None, published: bool =
         tables["gain"] = gain_table(comparison)
         figures["gain"] = plots.gain_plot(comparison, style)
         for column, what in by_columns(comparison):
-            bins = {str(model): gain_by(part, column) for model, part in comparison.pairs.groupby("model")}
+            bins = gain_by_model(comparison.pairs, column)
             figures[f"gain_by_{column}"] = plots.gain_by_plot(bins, what, style)
-            tables[f"gain_by_{column}"] = gain_by_table(gain_by(comparison.pairs, column), what, comparison.arms)
+            tables[f"gain_by_{column}"] = gain_by_table(bins, what, comparison.arms)
     by_length = plots.length_plot(results, chosen, style)
     if by_length is not None:
         figures["length"] = by_length

@@ -139,6 +139,11 @@ def gain_by(pairs: pd.DataFrame, column: str, bins: int = 5, *, confidence: floa
     return pd.DataFrame(rows).drop(columns=["documents"])
 
 
+def gain_by_model(pairs: pd.DataFrame, column: str, bins: int = 5) -> dict[str, pd.DataFrame]:
+    """`gain_by` of each model's pairs."""
+    return {str(model): gain_by(part, column, bins) for model, part in pairs.groupby("model", sort=True)}
+
+
 def _rows(results: Results, metric: str, models: Iterable[str] | None) -> tuple[pd.DataFrame, list[str]]:
     """Predictions with the metric, one run per model, task and window, and the warnings that choosing them gave."""
     warnings: list[str] = []

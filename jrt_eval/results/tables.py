@@ -396,10 +396,11 @@ def failures_as_table(counts: pd.DataFrame, metric: str) -> Table:
     return Table(f"answers by kind ({metric})", frame, 3)
 
 
-def gain_by_table(frame: pd.DataFrame, what: str, arms: tuple[str, str]) -> Table:
-    """`gain_by`'s bins as a table."""
+def gain_by_table(bins: dict[str, pd.DataFrame], what: str, arms: tuple[str, str]) -> Table:
+    """`gain_by`'s bins of each model (or pair of models) as a table."""
     records = [
         [
+            model,
             _range(row["low_edge"], row["high_edge"]),
             int(row["n"]),
             _hundred(row["first"]),
@@ -407,12 +408,12 @@ def gain_by_table(frame: pd.DataFrame, what: str, arms: tuple[str, str]) -> Tabl
             f"{100 * row['gain']:+.1f}",
             _interval(row),
         ]
+        for model, frame in bins.items()
         for row in frame.to_dict("records")
     ]
-    names = [what, "n", *(arms if arms[0] == "once" else ("first", "second")), "gain", "95% interval"]
-    return Table(
-        f"gain by {what}", pd.DataFrame(records, columns=pd.MultiIndex.from_tuples([(n, n) for n in names])), 1
-    )
+    names = ["model", what, "n", *(arms if arms[0] == "once" else ("first", "second")), "gain", "95% interval"]
+    frame = pd.DataFrame(records, columns=pd.MultiIndex.from_tuples([(n, n) for n in names]))
+    return Table(f"gain by {what}", frame, 2)
 
 
 def dataset_name(dataset: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import html
 import io
 import json
@@ -171,6 +172,22 @@ def test_plots_are_files_of_column_width(runs: Path, tmp_path: Path) -> None:
     assert plots.cost_plot(results, "tokens_per_second") is None
     with pytest.raises(UserError, match="did you mean 'paper'"):
         plots.gain_plot(comparison, "papers")
+
+
+def test_plots_with_many_long_names_fit_a_column(runs: Path) -> None:
+    comparison = compare_variants(load_results(runs))
+    one = comparison.table[comparison.table["model"] == "acme/reader-small"]
+    names = [f"acme/a-model-with-a-rather-long-name-{i}" for i in range(9)]
+    many = dataclasses.replace(comparison, table=pd.concat([one.assign(model=name) for name in names]))
+    figure = plots.gain_plot(many, "paper")
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+    looks = {(c.lines[0].get_color(), c.lines[0].get_marker()) for c in figure.axes[0].containers}
+    assert len(looks) == 9
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == [name.removeprefix("acme/") for name in names]
+    assert plots.short_names(["a/x", "b/x"]) == {"a/x": "a/x", "b/x": "b/x"}  # without its owner neither is told apart
 
 
 def test_inline_svg_has_the_page_ink_and_ids_of_its_own(runs: Path) -> None:
