@@ -4,6 +4,7 @@
 
 #include <initializer_list>
 #include <string>
+#include <utility>
 
 #include "cpu.hpp"
 
@@ -103,11 +104,31 @@ void linear_backward(Address q, Int qb, Int ql, Int qh, Int qd, Address k, Int k
   current->linear_grad(p);
 }
 
-// The state is written while the other tensors are read.
-void apart(Address written, Int floats, std::initializer_list<Address> others) {
-  for (const Address other : others) {
-    if (other >= written && other < written + Address(floats) * sizeof(float)) {
-      throw py::value_error("taylor_step: an input lies inside the state that the step writes; pass a clone of it");
+// The bytes that a tensor spans, first to last: what a kernel writes must not meet what it reads.
+struct Span {
+  const char* name;
+  Address first, last;
+};
+
+Span contiguous(const char* name, Address at, Int elements, Int bytes) {
+  return {name, at, at ? at + Address(elements * bytes) : at};
+}
+
+Span strided(const char* name, Address at, std::initializer_list<std::pair<Int, Int>> sizes_and_strides, Int bytes) {
+  Int reach = 1;
+  for (const auto& [size, stride] : sizes_and_strides) {
+    if (size == 0) return {name, 0, 0};
+    reach += (size - 1) * stride;
+  }
+  return contiguous(name, at, reach, bytes);
+}
+
+void apart(const char* operation, const Span& written, std::initializer_list<Span> others) {
+  for (const Span& other : others) {
+    if (other.first < written.last && written.first < other.last) {
+      const std::string name = other.name;
+      throw py::value_error(std::string(operation) + ": " + name + " overlaps " + written.name +
+                            " in memory, which is updated in place; pass " + name + ".clone()");
     }
   }
 }
@@ -115,8 +136,15 @@ void apart(Address written, Int floats, std::initializer_list<Address> others) {
 void taylor_step(Address q, Int qb, Int qh, Int qd, Address k, Int kb, Int kh, Int kd, Address v, Int vb, Int vh, Int vd, Address y,
                  Address kv, Address k_sum, Address decay, Int batches, Int heads, Int dim, Int features, Int head_dim, int dtype,
                  int threads) {
-  apart(kv, batches * heads * features * head_dim, {q, k, v, k_sum});
-  apart(k_sum, batches * heads * features, {q, k, v, kv});
+  const Int bytes = dtype == jrt::kFloat32 ? 4 : 2;
+  const Span in_q = strided("q", q, {{batches, qb}, {heads, qh}, {dim, qd}}, bytes);
+  const Span in_k = strided("k", k, {{batches, kb}, {heads, kh}, {dim, kd}}, bytes);
+  const Span in_v = strided("v", v, {{batches, vb}, {heads, vh}, {head_dim, vd}}, bytes);
+  const Span rates = contiguous("decay", decay, heads, 4);
+  const Span numerators = contiguous("state.kv", kv, batches * heads * features * head_dim, 4);
+  const Span sums = contiguous("state.k", k_sum, batches * heads * features, 4);
+  apart("taylor_step", numerators, {in_q, in_k, in_v, rates, sums});
+  apart("taylor_step", sums, {in_q, in_k, in_v, rates});
   const jrt::StepArgs p{{pointer<void>(q), qb, 0, qh, qd},
                         {pointer<void>(k), kb, 0, kh, kd},
                         {pointer<void>(v), vb, 0, vh, vd},

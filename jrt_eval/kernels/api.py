@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jrt_eval.kernels import checks
-from jrt_eval.kernels.registry import select
+from jrt_eval.kernels.registry import COMPILED_STEP, QUICK_STEP, select
 from jrt_eval.kernels.states import TaylorState, WindowState
 
 
@@ -86,12 +86,20 @@ def taylor_step(
     """
     name = "taylor_step"
     kv, k_sum = state
-    if not checks.step_fits(q, k, v, kv, k_sum):
-        checks.qkv(name, q, k, v, 3)
-        checks.taylor_state(name, kv, k_sum, v, q.shape[-1], in_place=True)
+    run = select(name, v, backend)
+    if (
+        run is COMPILED_STEP
+    ):  # a step takes microseconds: one look at everything, and a second only if something is wrong
+        y: Tensor | None = QUICK_STEP(q, k, v, kv, k_sum, decay)
+        if y is not None:
+            return y
+    checks.qkv(name, q, k, v, 3)
+    checks.taylor_state(name, kv, k_sum, v, q.shape[-1], in_place=True)
     if decay is not None:
         checks.shaped(name, "decay", decay, (v.shape[1],), v.device)
-    y: Tensor = select(name, v, backend)(q, k, v, state, decay)
+    checks.apart(name, {"state.kv": kv, "state.k": k_sum}, {"q": q, "k": k, "v": v, "decay": decay})
+    y = run(q, k, v, state, decay)
+    assert y is not None
     return y
 
 
@@ -176,8 +184,12 @@ def sliding_window_step(q: Tensor, k: Tensor, v: Tensor, state: WindowState, *, 
     name = "sliding_window_step"
     checks.qkv(name, q, k, v, 3)
     _window(name, k, v, None, state)
-    for part, x in zip(("state.k", "state.v", "state.length"), state, strict=True):
+    written = dict(zip(("state.k", "state.v", "state.length"), state, strict=True))
+    for part, x in written.items():
         checks.writable(name, part, x)
+    checks.held_in(name, "state.k", state.k, k.dtype)
+    checks.held_in(name, "state.v", state.v, v.dtype)
+    checks.apart(name, written, {"q": q, "k": k, "v": v})
     y: Tensor = select(name, v, backend)(q, k, v, state)
     return y
 
@@ -245,5 +257,6 @@ def gated_short_conv_step(
         checks.fail(f"{name}: expected a of shape (batch, channels), got {tuple(a.shape)}")
     _conv(name, a, b, weight, bias, state)
     checks.writable(name, "state", state)
+    checks.apart(name, {"state": state}, {"a": a, "b": b, "weight": weight, "bias": bias})
     y: Tensor = select(name, a, backend)(a, b, weight, bias, state)
     return y

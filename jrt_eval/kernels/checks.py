@@ -49,8 +49,9 @@ def taylor_state(operator: str, kv: Tensor, k: Tensor, v: Tensor, feature_dim: i
     shaped(operator, "state.kv", kv, (batch, heads, n, v.shape[-1]), v.device)
     shaped(operator, "state.k", k, (batch, heads, n), v.device)
     if in_place:
-        writable(operator, "state.kv", kv)
-        writable(operator, "state.k", k)
+        for name, x in (("state.kv", kv), ("state.k", k)):
+            held_in(operator, name, x, wide(v.dtype))
+            writable(operator, name, x)
 
 
 def writable(operator: str, name: str, x: Tensor) -> None:
@@ -61,29 +62,35 @@ def writable(operator: str, name: str, x: Tensor) -> None:
         fail(f"{operator}: {name} is updated in place and must not require a gradient; pass {name}.detach()")
 
 
-def step_fits(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor) -> bool:
-    """Whether a decode step's arguments are plainly right: one look at each, since a step takes microseconds. If not, ask why."""
-    shape, dtype, device = q.shape, v.dtype, v.get_device()
-    if len(shape) != 3 or k.shape != shape:
-        return False
-    batch, heads, dim = shape
-    n, f = num_features(dim), v.shape[-1]
-    return (
-        v.shape == (batch, heads, f)
-        and kv.shape == (batch, heads, n, f)
-        and k_sum.shape == (batch, heads, n)
-        and q.dtype is dtype
-        and k.dtype is dtype
-        and dtype in FLOATS
-        and q.get_device() == device
-        and k.get_device() == device
-        and kv.get_device() == device
-        and k_sum.get_device() == device
-        and kv.is_contiguous()
-        and k_sum.is_contiguous()
-        and not kv.requires_grad
-        and not k_sum.requires_grad
-    )
+def apart(operator: str, written: dict[str, Tensor], read: dict[str, Tensor | None]) -> None:
+    """What is updated in place shares no memory with anything else of the call."""
+    if torch.compiler.is_compiling():  # tensors have no addresses yet
+        return
+    spans = [(name, *_span(x)) for name, x in {**written, **read}.items() if x is not None]
+    for i, (name, first, last) in enumerate(spans[: len(written)]):
+        for other, start, stop in spans[i + 1 :]:
+            if start < last and first < stop:
+                fail(f"{operator}: {other} overlaps {name} in memory, which is updated in place; pass {other}.clone()")
+
+
+def _span(x: Tensor) -> tuple[int, int]:
+    """First byte, and the one after the last; (0, 0) where there is no memory."""
+    first = 0 if x.numel() == 0 else x.data_ptr()
+    if first == 0:
+        return 0, 0
+    reach = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return first, first + (reach + 1) * x.element_size()
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What sums are held in."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def held_in(operator: str, name: str, x: Tensor, dtype: torch.dtype) -> None:
+    """Updated in place, so its dtype must be what the operator adds in."""
+    if x.dtype is not dtype:
+        fail(f"{operator}: {name} is {x.dtype}, expected {dtype}; it is updated in place, so convert it once, before")
 
 
 def _shape(x: Tensor) -> tuple[int, ...]:

@@ -60,7 +60,11 @@ BACKENDS: dict[str, Backend] = {
 # `auto`: the first of these that has the operator, for the device and dtype at hand.
 AUTO = tuple(name for name in BACKENDS if name != "torch")
 
-_chosen: dict[tuple[str, str, torch.dtype, str], Callable[..., Any]] = {}
+# What a decode step through the compiled CPU kernels goes by (see `api.taylor_step`); None where there are none.
+COMPILED_STEP: Callable[..., Any] | None = BACKENDS["cpu"].operators.get("taylor_step")
+QUICK_STEP: Callable[..., Any] = getattr(COMPILED_STEP, "quick", lambda *_: None)
+
+_chosen: dict[tuple[str, torch.device, torch.dtype, str], Callable[..., Any]] = {}
 _said: set[tuple[str, str]] = set()
 
 
@@ -69,11 +73,11 @@ def select(operator: str, like: Tensor, backend: str) -> Callable[..., Any]:
 
     Raises UserError for a backend that is unknown, unavailable here, or does not take this device or dtype.
     """
-    chosen = _chosen.get((operator, like.device.type, like.dtype, backend))
+    chosen = _chosen.get((operator, like.device, like.dtype, backend))
     if chosen is None:
         chosen = _choose(operator, like, backend)
         if not torch.compiler.is_compiling():
-            _chosen[operator, like.device.type, like.dtype, backend] = chosen
+            _chosen[operator, like.device, like.dtype, backend] = chosen
     return chosen
 
 

@@ -238,6 +238,18 @@ WRONG: list[tuple[str, Callable[[], object]]] = [
         lambda: kernels.sliding_window_attention(x4, x4, x4, 2, WindowState(x4[:, :2], x4[:, :2], torch.ones(2))),
     ),
     (
+        "state.kv is torch.float64, expected torch.float32",
+        lambda: kernels.taylor_step(
+            x3, x3, x3, TaylorState(torch.ones(2, 3, 15, 4, dtype=torch.float64), torch.ones(2, 3, 15))
+        ),
+    ),
+    (
+        "state.v is torch.bfloat16, expected torch.float32",
+        lambda: kernels.sliding_window_step(
+            x3, x3, x3, WindowState(torch.ones(2, 5, 3, 4), torch.ones(2, 5, 3, 4).bfloat16(), torch.ones(2).long())
+        ),
+    ),
+    (
         "must be contiguous",
         lambda: kernels.taylor_step(x3, x3, x3, TaylorState(torch.ones(2, 3, 4, 15).mT, torch.ones(2, 3, 15))),
     ),
@@ -256,10 +268,57 @@ def test_wrong_calls_say_what_is_wrong(message: str, call: Callable[[], object])
         call()
 
 
-def test_a_step_does_not_read_what_it_writes(cpu: str) -> None:
+def overlapping() -> list[tuple[str, Callable[[str], object]]]:
+    """Decode steps whose inputs, or parts of whose states, lie in what they update."""
+    room = torch.zeros(2 * 3 * 15 * 5)
     kv, k_sum = torch.zeros(2, 3, 15, 4), torch.zeros(2, 3, 15)
-    with pytest.raises(ValueError, match="inside the state"):
-        kernels.taylor_step(x3, x3, kv[:, :, 0], TaylorState(kv, k_sum), backend=cpu)
+    rings = torch.zeros(2, 2, 5, 3, 4)
+    seen = torch.zeros(2, dtype=torch.int64)
+    memory = torch.zeros(40)
+    past, weight = memory[:16].view(2, 2, 4), torch.zeros(4, 3)
+    step, window, conv = kernels.taylor_step, kernels.sliding_window_step, kernels.gated_short_conv_step
+    state = TaylorState(kv, k_sum)
+    ring = WindowState(rings[0], rings[1], seen)
+    inside = k_sum.flatten()
+    return [
+        ("v overlaps state.kv", lambda b: step(x3, x3, kv[:, :, 0], state, backend=b)),
+        ("k overlaps state.kv", lambda b: step(x3, kv[:, :, 7], x3, state, backend=b)),
+        # it starts before the state and reaches into it
+        (
+            "q overlaps state.k",
+            lambda b: step(room[:24].view(2, 3, 4), x3, x3, TaylorState(kv, room[20:110].view(2, 3, 15)), backend=b),
+        ),
+        ("decay overlaps state.k", lambda b: step(x3, x3, x3, state, decay=inside[80:83], backend=b)),
+        (
+            "state.k overlaps state.kv",
+            lambda b: step(x3, x3, x3, TaylorState(kv, kv.flatten()[-90:].view(2, 3, 15)), backend=b),
+        ),
+        ("k overlaps state.k", lambda b: window(x3, rings[0][:, 0], x3, ring, backend=b)),
+        ("v overlaps state.k", lambda b: window(x3, x3, rings[0][:, 4], ring, backend=b)),
+        ("state.v overlaps state.k", lambda b: window(x3, x3, x3, WindowState(rings[0], rings[0], seen), backend=b)),
+        ("a overlaps state", lambda b: conv(memory[10:18].view(2, 4), x3[:, 0], weight, None, past, backend=b)),
+        ("bias overlaps state", lambda b: conv(x3[:, 0], x3[:, 0], weight, memory[12:16], past, backend=b)),
+    ]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize(("message", "call"), overlapping(), ids=[message for message, _ in overlapping()])
+def test_a_step_does_not_read_what_it_writes(
+    cpu: str, backend: str, message: str, call: Callable[[str], object]
+) -> None:
+    with pytest.raises(UserError, match=f"{message} in memory, which is updated in place; pass .*clone"):
+        call(backend)
+
+
+def test_neighbours_in_memory_do_not_overlap(cpu: str) -> None:
+    room = torch.zeros(24 + 90 + 360 + 24)
+    q, k_sum, kv, v = room[:24].view(2, 3, 4), room[24:114].view(2, 3, 15), room[114:474], room[474:].view(2, 3, 4)
+    v.fill_(1)
+    y = kernels.taylor_step(q, q, v, TaylorState(kv.view(2, 3, 15, 4), k_sum), backend=cpu)
+    torch.testing.assert_close(y, v)
+    row = torch.randn(2, 7, 3, 4)[:, 3]  # strides that skip over other tokens
+    state = TaylorState(torch.zeros(2, 3, 15, 4), torch.zeros(2, 3, 15))
+    torch.testing.assert_close(kernels.taylor_step(row, row, row, state, backend=cpu), row)
 
 
 def test_nothing_is_computed_for_nothing(cpu: str) -> None:
