@@ -74,10 +74,11 @@ def make_parts(results: Results, *, metric: str | None = None, published: bool =
     notes = list(results.notes)
     if results.skipped:
         notes.append(f"{len(results.skipped)} files were skipped when these results were collected")
-    variants = results.scores["variant"].dropna()
+    singles = results.scores[~results.scores["group"].fillna(False).astype(bool)]
+    variants = singles["variant"].dropna()
     if len(variants):
         tables["prompt"] = prompt_table(results, metric=chosen, published=published)
-        windows = results.scores.loc[results.scores["variant"].notna(), "context_length"]
+        windows = singles.loc[singles["variant"].notna(), "context_length"]
         if windows.nunique(dropna=False) > 1:
             tables["length"] = length_table(results, metric=chosen, published=published)
     else:
@@ -177,7 +178,8 @@ def render(results: Results, *, metric: str | None = None, published: bool = Fal
         (captions.get(name) or f"Gain by {BY[name.removeprefix('gain_by_')]}", Markup(plots.inline_svg(figure, name)))
         for name, figure in parts.figures.items()
     ]
-    models = results.scores["model"].nunique()
+    singles = results.scores[~results.scores["group"].fillna(False).astype(bool)]
+    models, tasks = singles["model"].nunique(), singles["task"].nunique()
     return environment.get_template("page.html.j2").render(
         title=title,
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),
@@ -187,7 +189,7 @@ def render(results: Results, *, metric: str | None = None, published: bool = Fal
         figures=figures,
         overview=parts.overview,
         notes=parts.notes,
-        summary=f"{models} models, {results.scores['task'].nunique()} tasks, {len(results.predictions):,} predictions",
+        summary=f"{models} models, {tasks} tasks, {len(results.predictions):,} predictions",
         metric=parts.metric,
         index=_pack(index),
         chunks=[_pack(chunk) for chunk in chunks],
@@ -208,6 +210,7 @@ def document_data(results: Results, metric: str) -> tuple[dict[str, Any], list[l
     if len(frame) > MOST:
         share = max(1, MOST // max(frame.groupby(["run_id", "task"], observed=True).ngroups, 1))
         frame = frame[frame["row"].rank(method="dense") <= share]
+    frame = frame.astype({"dataset": object, "model": object, "variant": object})  # in the order of their names
     frame = frame.sort_values(["dataset", "context_length", "row", "model", "variant"])
     models = [str(m) for m in dict.fromkeys(frame["model"])]
     datasets: dict[tuple[str, int | None], int] = {}
@@ -238,6 +241,8 @@ def document_data(results: Results, metric: str) -> tuple[dict[str, Any], list[l
             gold = [str(t) for t in targets] if targets is not None else []
             entries.append([where, int(row), _or(key), _or(question), gold])
             prompts.append({})
+        elif not entries[document][3]:
+            entries[document][3] = _or(question)  # SQuAD's once prompt has no cue of its own
         at = prompts[document].setdefault(_or(prompt), len(prompts[document]))
         kind = variants.get(variant, 2) if isinstance(variant, str) else 2
         answers.append([document, number[str(model)], kind, round(score, 4), _or(generation), at])

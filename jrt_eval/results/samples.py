@@ -158,7 +158,7 @@ def _parse(line: bytes, position: int) -> dict[str, Any]:
         "row": _count(doc, "jrt_row", doc_id),
         "doc_key": key,
         "document_names": [str(n) for n in names] if isinstance(names, list) else None if key is None else [key],
-        "question": _one(doc.get("jrt_cue", doc.get("question", doc.get("key")))),
+        "question": _first(doc, "jrt_cue", "jrt_question", "question", "key"),
         "prompt": prompt,
         "prompt_hash": sample.get("prompt_hash") or (hashlib.sha256(prompt.encode()).hexdigest() if prompt else None),
         "prompt_tokens": _count(doc, "jrt_prompt_tokens"),
@@ -244,6 +244,11 @@ def _one(value: Any) -> str | None:
     if isinstance(value, list):
         value = value[0] if value else None
     return value if value is None or isinstance(value, str) else str(value)
+
+
+def _first(values: dict[str, Any], *names: str) -> str | None:
+    """The first of these that says anything."""
+    return next((text for name in names if (text := _one(values.get(name)))), None)
 
 
 def _table(rows: list[dict[str, Any]], run: dict[str, Any], fixed: pa.Schema) -> pa.Table:

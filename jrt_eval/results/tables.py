@@ -55,13 +55,13 @@ class Table:
         ]
 
     def is_best(self) -> list[list[bool]]:
-        """Which cells hold their column's best value among the measured rows; a column with one value has none."""
+        """Which cells hold their column's best value; a column whose values are all equal has none."""
         marks = [[False] * self.frame.shape[1] for _ in range(len(self.frame))]
         for name in self.best:
             column = self.columns().index(name)
             shown = [None if _missing(v) else round(float(v), self.decimals) for v in self.frame[name]]
             known = [v for v in shown if v is not None]
-            if len(known) > 1:
+            if len(set(known)) > 1:
                 for row, value in enumerate(shown):
                     marks[row][column] = value == max(known)
         return marks

@@ -17,6 +17,7 @@ from jrt_eval._version import __version__
 from jrt_eval.cli import cli
 from jrt_eval.results import compare_variants, load_results
 from jrt_eval.results.failures import failure_table
+from jrt_eval.results.report import document_data, make_parts
 from jrt_eval.results.statistics import POOLED
 
 
@@ -117,6 +118,12 @@ def test_collect_compare_report(real: Path, shared: Path, tmp_path: Path) -> Non
     assert "tokens of the document" in by_length
     modes = failure_table(frame, "contains")
     assert modes["n"].sum() == len(frame) == 3 * 2 * (len(kept) + 6)
+
+    # the page's browser: once before twice, and a question even where the once prompt ends without a cue
+    index, _ = document_data(results, "contains")
+    assert all(question for _, _, _, question, _ in index["documents"])
+    assert [answer[2] for answer in index["answers"]] == [0, 1] * (len(frame) // 2)
+    assert "length" not in make_parts(results).tables  # one window, though the groups' rows name none
 
     run("report", str(tmp_path / "out"), "-o", str(tmp_path / "r.html"), "--published", "--plots", str(tmp_path / "p"))
     page = (tmp_path / "r.html").read_text(encoding="utf-8")

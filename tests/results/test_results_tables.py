@@ -82,11 +82,11 @@ def test_formats_read_back(runs: Path, tmp_path: Path, make: object) -> None:
 
 def test_best_is_bold_and_text_is_escaped() -> None:
     frame = pd.DataFrame(
-        [["a_b|c<i>", 50.0, 1.0], ["100%", 49.96, 2.0]],
+        [["a_b|c<i>", 50.0, 1.0], ["100%", 49.96, 2.0], ["c", 1.0, 1.0]],
         columns=pd.MultiIndex.from_tuples([("model", "model"), ("x", "once"), ("x", "twice")]),
     )
     table = Table("t_1 & more", frame, 1, [("x", "once"), ("x", "twice")])
-    assert table.is_best() == [[False, True, False], [False, True, True]]  # 49.96 shows as 50.0: a tie
+    assert table.is_best() == [[False, True, False], [False, True, True], [False] * 3]  # 49.96 shows as 50.0: a tie
     assert "\\textbf{2.0}" in table.latex()
     assert "a\\_b|c<i> &" in table.latex()
     assert "\\multicolumn{2}{c}{x}" in table.latex()
@@ -95,6 +95,13 @@ def test_best_is_bold_and_text_is_escaped() -> None:
         table.render("latx")
     with pytest.raises(UserError, match="a table's file ends in"):
         table.write("x.docx")
+
+
+def test_no_best_where_all_are_equal() -> None:
+    frame = pd.DataFrame(
+        [["a", 0.0, 1.0], ["b", 0.0, 2.0]], columns=pd.MultiIndex.from_product([["m", "x", "y"], [""]])
+    )
+    assert Table("t", frame, 1, [("x", ""), ("y", "")]).is_best() == [[False] * 3, [False, False, True]]
 
 
 def test_length_table_has_a_column_per_window(runs: Path) -> None:
