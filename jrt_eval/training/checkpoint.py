@@ -114,8 +114,8 @@ def _flush(path: Path) -> None:
 def load_weights(folder: Path, model: nn.Module, *, start: bool = False) -> None:
     """Weights of a checkpoint folder into `model`.
 
-    start: the model may be a JRT-RNN and the weights a Based model's of the same shape. Then the encoder's projections
-    begin as copies of the decoder's: behind the encoder both sums count the prefix twice, and their ratio is Based's.
+    start: the model's linear attentions may differ from the file's (`fit_linear_attention`), and a Mamba model may have
+    fewer states (`fit_states`).
     """
     from safetensors.torch import load_file
 
@@ -124,14 +124,63 @@ def load_weights(folder: Path, model: nn.Module, *, start: bool = False) -> None
         raise UserError(f"{folder} holds no model.safetensors")
     state: dict[str, Tensor] = load_file(path)
     if start:
-        for name in model.state_dict():
-            decoder = name.replace("proj_k_enc", "proj_k").replace("proj_v_enc", "proj_v")
-            if name not in state and decoder in state:
-                state[name] = state[decoder].clone()
+        fit_linear_attention(model, state)
+        fit_states(model, state)
     try:
         load_released_state(model, state)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{folder} does not fit the configured model: {' '.join(str(error).split())[:300]}") from None
+
+
+def fit_linear_attention(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Make a file's linear attentions fit the model's: another family, or a smaller or larger state.
+
+    JRT-RNN from Based: the encoder's projections begin as copies of the decoder's. Behind the encoder both sums count
+    the prefix twice, and their ratio is Based's.
+    feature_dim: a head's scores are q.k = x (Wq^T Wk) y. A smaller head begins with the best approximation of that
+    product by its rank (the largest singular values, over k and the encoder's k together); a larger one computes the
+    same scores, its new keys being zeros and its new queries what they were drawn as.
+    """
+    fresh = model.state_dict()
+    for name, module in model.named_modules():
+        if not hasattr(module, "feature_dim") or f"{name}.proj_q.weight" not in state:
+            continue
+        if getattr(module, "enc_length", 0):
+            for part in ("k", "v"):
+                state.setdefault(f"{name}.proj_{part}_enc.weight", state[f"{name}.proj_{part}.weight"].clone())
+        keys = [key for key in (f"{name}.proj_k.weight", f"{name}.proj_k_enc.weight") if key in fresh and key in state]
+        query, heads, wanted = f"{name}.proj_q.weight", int(module.heads), int(module.feature_dim)  # type: ignore[arg-type]
+        held = state[query].shape[0] // heads
+        if held == wanted or state[query].shape[0] % heads or state[query].shape[1] != fresh[query].shape[1]:
+            continue
+        dtype = state[query].dtype
+        q = state[query].double().unflatten(0, (heads, held))  # (heads, features, d)
+        k = torch.cat([state[key].double().unflatten(0, (heads, held)) for key in keys], 2)
+        if wanted < held:
+            u, s, v = torch.linalg.svd(q.transpose(1, 2) @ k, full_matrices=False)
+            root = s[:, :wanted].sqrt()[..., None] * (wanted / held) ** 0.25  # scores are divided by sqrt(feature_dim)
+            q, k = u[:, :, :wanted].transpose(1, 2) * root, v[:, :wanted] * root
+        else:
+            more = fresh[query].double().cpu().unflatten(0, (heads, wanted))[:, held:]
+            grown = (wanted / held) ** 0.25
+            q = torch.cat([q * grown, more], 1)
+            k = torch.cat([k * grown, k.new_zeros(heads, wanted - held, k.shape[2])], 1)
+        state[query] = q.flatten(0, 1).to(dtype)
+        for key, part in zip(keys, k.chunk(len(keys), 2), strict=True):
+            state[key] = part.flatten(0, 1).to(dtype).contiguous()
+
+
+def fit_states(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Make a Mamba file's mixers fit a model with fewer states: the first are kept, which forget slowest."""
+    for name, module in model.named_modules():
+        key = f"{name}.A_log"
+        if not hasattr(module, "A_log") or key not in state or (held := state[key].shape[1]) <= module.states:  # type: ignore[operator]
+            continue
+        wanted, rank = int(module.states), int(module.rank)  # type: ignore[arg-type]
+        order = state[key].float().mean(0).argsort()[:wanted]
+        dt, b, c = state[f"{name}.x_proj.weight"].split([rank, held, held])
+        state[key] = state[key][:, order].contiguous()
+        state[f"{name}.x_proj.weight"] = torch.cat([dt, b[order], c[order]])
 
 
 def load_training(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -1,0 +1,89 @@
+"""The sweep's frame and figure: accuracy against state size, short set first, long set first, and their difference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_KEY = ["width", "feature_dim", "causal", "state_bytes"]
+
+
+def frame(found: list[dict[str, Any]]) -> pd.DataFrame:
+    """A row per model and pair of sizes; `order` is short_first or long_first."""
+    import pandas as pd
+
+    rows = [
+        {
+            **result["point"],
+            "state_bytes": result["state_bytes"],
+            "parameters": result["parameters"],
+            "steps": result["settings"]["steps"],
+            **score,
+            "order": "short_first" if score["first"] < score["second"] else "long_first",
+            "examples": result["settings"]["evaluation_examples"],
+        }
+        for result in found
+        for score in result["scores"]
+    ]
+    return pd.DataFrame(rows).sort_values([*_KEY, "rate", "seed", "first", "second"], ignore_index=True)
+
+
+def by_order(scores: pd.DataFrame) -> pd.DataFrame:
+    """A row per model: mean accuracy over the pairs of each order, their difference, and whether it is its shape's best
+    (highest mean over both orders, as the paper takes the best of its runs)."""
+    means = scores.pivot_table(index=[*_KEY, "rate", "seed"], columns="order", values="accuracy").reset_index()
+    means["difference"] = means["short_first"] - means["long_first"]
+    total = means["short_first"] + means["long_first"]
+    means["best"] = total.groupby([means[key] for key in _KEY]).rank(method="first", ascending=False) == 1
+    return means
+
+
+def summary(scores: pd.DataFrame) -> str:
+    """The best model of each shape, as a table."""
+    best = by_order(scores).query("best").sort_values(["causal", "state_bytes"])
+    lines = [f"{'':<10}{'width':>6}{'features':>10}{'state':>11}{'short first':>13}{'long first':>12}{'difference':>12}"]
+    for row in best.itertuples():
+        kind = "causal" if row.causal else "non-causal"
+        lines.append(
+            f"{kind:<10}{row.width:>6}{row.feature_dim:>10}{row.state_bytes:>9,} B{row.short_first:>13.3f}"
+            f"{row.long_first:>12.3f}{row.difference:>+12.3f}"
+        )
+    return "\n".join(lines)
+
+
+def draw(scores: pd.DataFrame, path: Path) -> None:
+    """Three panels over a common axis of state size; every model is a dot, the best of each shape are joined."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    means = by_order(scores)
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), sharex=True, layout="constrained")
+    panels = (
+        ("short_first", "short set first, |A| < |B|"),
+        ("long_first", "long set first, |A| > |B|"),
+        ("difference", "short first less long first"),
+    )
+    for axis, (column, title) in zip(axes, panels, strict=True):
+        for causal, colour, marker in ((True, "#c44e52", "o"), (False, "#4c72b0", "s")):
+            part = means[means["causal"] == causal]
+            best = part[part["best"]].sort_values("state_bytes")
+            axis.plot(part["state_bytes"], part[column], marker, color=colour, alpha=0.25, markersize=3)
+            axis.plot(
+                best["state_bytes"], best[column], f"-{marker}", color=colour, markersize=5,
+                label="causal" if causal else "non-causal",
+            )  # fmt: skip
+        axis.set(title=title, xlabel="recurrent state (bytes, float32)", xscale="log")
+        axis.grid(alpha=0.3)
+    axes[0].set(ylabel="accuracy", ylim=(0, 1.02))
+    axes[1].set(ylim=(0, 1.02))
+    axes[2].axhline(0, color="black", linewidth=0.8)
+    axes[0].legend(frameon=False)
+    partial = path.with_name(f".{path.name}")
+    figure.savefig(partial, dpi=150, format="png")
+    partial.rename(path)
+    plt.close(figure)
