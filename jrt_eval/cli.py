@@ -13,7 +13,10 @@ from jrt_eval.errors import install_excepthook, nearest
 COMMANDS = {
     "demo": ("jrt_eval.demo:demo", "Run the main job from end to end with small local models."),
     "train": ("jrt_eval.training.command:train", "Train a model from scratch, or go on where it stopped."),
-    "synthetic": ("jrt_eval.synthetics.command:synthetic", "Set disjointness: accuracy against state size, as a sweep."),
+    "synthetic": (
+        "jrt_eval.synthetics.command:synthetic",
+        "Set disjointness: accuracy against state size, as a sweep.",
+    ),
     "doctor": ("jrt_eval.doctor:doctor", "Say what is live here, and why the rest is not."),
     "sweep": ("jrt_eval.sweep.cli:sweep", "Run models x tasks x settings through lm_eval, resumable."),
     "collect": ("jrt_eval.results.commands:collect", "Collect lm-eval output into data frames (parquet, CSV)."),

@@ -12,7 +12,14 @@ from jrt_eval.errors import UserError
 if TYPE_CHECKING:
     from jrt_eval.synthetics.sweep import Settings
 
-_SMALL = {"rates": (1e-3, 2e-3, 4e-3), "seeds": (0, 1), "steps": 6000, "vocabulary": 260, "limit": 128, "curriculum": 0.5}
+_SMALL = {
+    "rates": (1e-3, 2e-3, 4e-3),
+    "seeds": (0, 1),
+    "steps": 6000,
+    "vocabulary": 260,
+    "limit": 128,
+    "curriculum": 0.5,
+}
 _SHAPES = {"small": ((16, 32, 64), (2, 4, 8, 16)), "paper": ((36, 48, 64, 96, 128), (4, 8, 16, 24))}
 
 
@@ -30,7 +37,9 @@ def _numbers(kind: type) -> Any:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="runs/synthetic")
-@click.option("--preset", type=click.Choice(["small", "paper"]), default="small", help="Where other options start from.")
+@click.option(
+    "--preset", type=click.Choice(["small", "paper"]), default="small", help="Where other options start from."
+)
 @click.option("--widths", callback=_numbers(int), help="36,48,64,96,128 in the paper; 16,32,64 if small.")
 @click.option("--features", callback=_numbers(int), help="Feature dims: 4,8,16,24 in the paper; 2,4,8,16 if small.")
 @click.option("--rates", callback=_numbers(float), help="Peak learning rates; the best is shown.")
@@ -45,7 +54,14 @@ def _numbers(kind: type) -> Any:
 @click.option("--device", help="cuda where there is one, else cpu.")
 @click.option("--draw-only", is_flag=True, help="Run nothing: frame and figure of the points that are there.")
 def synthetic(
-    output: Path, preset: str, widths: Any, features: Any, only: str | None, device: str | None, draw_only: bool, **given: Any
+    output: Path,
+    preset: str,
+    widths: Any,
+    features: Any,
+    only: str | None,
+    device: str | None,
+    draw_only: bool,
+    **given: Any,
 ) -> None:
     """Train small models on set disjointness and draw accuracy against state size (JRT paper, figure 2).
 
@@ -54,7 +70,10 @@ def synthetic(
     """
     from jrt_eval.synthetics import figure, sweep
 
-    chosen: dict[str, Any] = {**(_SMALL if preset == "small" else {}), **{k: v for k, v in given.items() if v is not None}}
+    chosen: dict[str, Any] = {
+        **(_SMALL if preset == "small" else {}),
+        **{k: v for k, v in given.items() if v is not None},
+    }
     settings = sweep.Settings(**chosen)
     widths, features = widths or _SHAPES[preset][0], features or _SHAPES[preset][1]
     kinds = [kind for kind in (True, False) if only is None or (only == "causal") == kind]
@@ -65,8 +84,13 @@ def synthetic(
     if not found:
         raise UserError(f"{output}/points holds no finished point")
     frame = figure.frame(found)
-    frame.to_csv(output / "scores.csv", index=False)
-    figure.draw(frame, output / "figure.png")
+    try:
+        frame.to_csv(output / "scores.csv", index=False)
+        figure.draw(frame, output / "figure.png")
+    except ImportError:
+        raise UserError("the figure needs matplotlib: pip install 'jrt-eval[report]'; scores.csv is written") from None
+    except OSError as error:
+        raise UserError(f"cannot write to {output}: {error.strerror}") from None
     click.echo(figure.summary(frame))
     click.echo(f"\n{len(found)} points: {output / 'scores.csv'}, {output / 'figure.png'}")
 

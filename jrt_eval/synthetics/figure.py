@@ -44,7 +44,9 @@ def by_order(scores: pd.DataFrame) -> pd.DataFrame:
 def summary(scores: pd.DataFrame) -> str:
     """The best model of each shape, as a table."""
     best = by_order(scores).query("best").sort_values(["causal", "state_bytes"])
-    lines = [f"{'':<10}{'width':>6}{'features':>10}{'state':>11}{'short first':>13}{'long first':>12}{'difference':>12}"]
+    lines = [
+        f"{'':<10}{'width':>6}{'features':>10}{'state':>11}{'short first':>13}{'long first':>12}{'difference':>12}"
+    ]
     for row in best.itertuples():
         kind = "causal" if row.causal else "non-causal"
         lines.append(

@@ -127,7 +127,7 @@ class StackedAdamW:
         """One update from the parameters' gradients, which are cleared."""
         self.count += 1
         one, two = self.betas
-        grads = [p.grad for p in self.parameters]
+        grads = [p.grad for p in self.parameters if p.grad is not None]
         torch._foreach_lerp_(self.first, grads, 1 - one)
         torch._foreach_mul_(self.second, two)
         torch._foreach_addcmul_(self.second, grads, grads, 1 - two)

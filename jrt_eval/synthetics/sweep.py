@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,13 +244,13 @@ def run(
                         device,
                     ),
                 )
-            result = run_point(point, settings, *examples, device, lambda step, loss, p=point: report(p, step, loss))
-            partial = path.with_suffix(".part")
+            result = run_point(point, settings, *examples, device, partial(report, point))
+            unfinished = path.with_suffix(".part")
             try:
-                partial.write_text(json.dumps(result, indent=1))
-                partial.rename(path)
+                unfinished.write_text(json.dumps(result, indent=1))
+                unfinished.rename(path)
             except OSError as error:
-                partial.unlink(missing_ok=True)
+                unfinished.unlink(missing_ok=True)
                 raise UserError(f"could not write {path}: {error.strerror}; finished points stay") from None
             count += 1
             done(point)

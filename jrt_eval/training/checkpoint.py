@@ -166,8 +166,8 @@ def fit_linear_attention(model: nn.Module, state: dict[str, Tensor]) -> None:
             q = torch.cat([q * grown, more], 1)
             k = torch.cat([k * grown, k.new_zeros(heads, wanted - held, k.shape[2])], 1)
         state[query] = q.flatten(0, 1).to(dtype)
-        for key, part in zip(keys, k.chunk(len(keys), 2), strict=True):
-            state[key] = part.flatten(0, 1).to(dtype).contiguous()
+        for key, fitted in zip(keys, k.chunk(len(keys), 2), strict=True):
+            state[key] = fitted.flatten(0, 1).to(dtype).contiguous()
 
 
 def fit_states(model: nn.Module, state: dict[str, Tensor]) -> None:

@@ -207,3 +207,40 @@ def test_command_line(tmp_path: Path) -> None:
     wrong = subprocess.run(command, capture_output=True, text=True)
     assert wrong.returncode == 1
     assert wrong.stderr.strip().splitlines() == [f"jrt-eval: error: {path}: unknown key 'learning_rate'"]
+
+
+@pytest.mark.parametrize("family", ["based", "jrt"])
+def test_starting_weights_may_have_another_feature_dim(tmp_path: Path, family: str) -> None:
+    """A larger state computes the same; a smaller one keeps the best part of each head's scores."""
+    from copy import deepcopy
+
+    from jrt_eval.training.objective import build_model
+
+    folder = train(tiny(tmp_path, "based", steps=3, output=str(tmp_path / "based")), progress=False)
+    ids = torch.randint(0, 56, (2, 24), generator=torch.Generator().manual_seed(0))
+
+    def logits(feature_dim: int) -> torch.Tensor:
+        config = deepcopy(tiny(tmp_path, family).model)
+        config["alt_mixer"]["feature_dim"] = feature_dim
+        model = build_model(config, "parallel", 1)
+        checkpoint.load_weights(folder, model, start=True)
+        with torch.no_grad():
+            out: torch.Tensor = model(ids).logits
+        return out
+
+    same = logits(4)
+    torch.testing.assert_close(logits(6), same, atol=1e-5, rtol=1e-4)
+    errors = [float((logits(dim) - same).norm()) for dim in (3, 2, 1)]
+    assert 0 < errors[0] < errors[1] < errors[2]
+
+
+def test_starting_weights_may_have_more_states(tmp_path: Path) -> None:
+    from jrt_eval.training.objective import build_model
+
+    folder = train(tiny(tmp_path, "mamba", steps=3), progress=False)
+    model = build_model({**tiny(tmp_path, "mamba").model, "ssm_cfg": {"d_state": 2}}, "torch", 0)
+    checkpoint.load_weights(folder, model, start=True)
+    from safetensors.torch import load_file
+
+    held = load_file(folder / "model.safetensors")["backbone.layers.0.mixer.A_log"]
+    torch.testing.assert_close(model.state_dict()["backbone.layers.0.mixer.A_log"], held[:, :2])

@@ -1,0 +1,76 @@
+"""What the generators promise: set disjointness, MQAR, documents."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jrt_eval.synthetics import documents, mqar
+from jrt_eval.synthetics import set_disjointness as sets
+
+
+@pytest.mark.parametrize(("first", "second"), [(4, 16), (16, 4), (1, 32), (64, 16)])
+def test_sets_share_exactly_the_answer(first: int, second: int) -> None:
+    inputs, answers = sets.examples(first, second, 50, seed=3, vocabulary=200)
+    assert inputs.shape == (50, first + second + 3)
+    assert (inputs[:, [0, first + 1, -1]] == [sets.PREFIX, sets.BETWEEN, sets.ANSWER]).all()
+    for row, answer in zip(inputs, answers, strict=True):
+        a, b = set(row[1 : first + 1].tolist()), set(row[first + 2 : -1].tolist())
+        assert a & b == {answer}
+        assert (len(a), len(b)) == (first, second)
+        assert min(a | b) >= sets.RESERVED
+    assert sets.labels(inputs, answers)[:, -1].tolist() == answers.tolist()
+    assert (sets.labels(inputs, answers)[:, :-1] == sets.IGNORE).all()
+
+
+def test_sets_depend_on_the_seed_alone() -> None:
+    one, two, other = (sets.examples(4, 8, 10, seed, 64)[0] for seed in (0, 0, 1))
+    assert (one == two).all()
+    assert (one != other).any()
+
+
+def test_a_set_may_not_be_larger_than_half_the_vocabulary() -> None:
+    with pytest.raises(ValueError, match="half a vocabulary of 36: 16 tokens"):
+        sets.examples(17, 4, 1, 0, 36)
+
+
+def test_mixtures_are_the_papers() -> None:
+    assert len(sets.TRAINING) == 12
+    assert len(sets.EVALUATION) == 20
+    assert {tuple(reversed(pair)) for pair in sets.TRAINING} == set(sets.TRAINING)  # both orders of each pair
+    assert {tuple(reversed(pair)) for pair in sets.EVALUATION} == set(sets.EVALUATION)
+
+
+def test_mqar_owes_each_key_its_value() -> None:
+    inputs, labels = mqar.examples(64, 8, 40, seed=0, vocabulary=128)
+    for row, owed in zip(inputs, labels, strict=True):
+        values = dict(zip(row[0:16:2].tolist(), row[1:16:2].tolist(), strict=True))
+        asked = np.flatnonzero(owed != mqar.IGNORE)
+        assert (asked >= 16).all()
+        assert {int(row[i]): int(owed[i]) for i in asked} == values
+        assert max(values) < 64 <= min(values.values())
+    with pytest.raises(ValueError, match="at least 32 tokens"):
+        mqar.examples(31, 8, 1, 0)
+
+
+def test_documents_tell_their_facts_and_depend_on_the_seed_alone() -> None:
+    for index in range(60):
+        document = documents.make_document("train", 5, index)
+        assert document == documents.make_document("train", 5, index)
+        for value in document.facts.values():
+            assert value in document.text or value[0].upper() + value[1:] in document.text
+    assert document != documents.make_document("train", 6, index)
+
+
+def test_no_fact_belongs_to_both_splits() -> None:
+    for split, other in (("train", "evaluation"), ("evaluation", "train")):
+        for index in range(60):
+            document = documents.make_document(split, 0, index)  # type: ignore[arg-type]
+            for key, value in document.facts.items():
+                assert documents.belongs_to(split, document.entity, key, value)  # type: ignore[arg-type]
+                assert not documents.belongs_to(other, document.entity, key, value)  # type: ignore[arg-type]
+
+
+def test_prompts_have_the_read_twice_form() -> None:
+    assert documents.prompt("A b.", "main product") == "A b. Main product:"
+    assert documents.prompt("A b.", "logo", twice=True) == "Information about Logo. A b.\nA b. Logo:"

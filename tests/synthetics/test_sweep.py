@@ -1,0 +1,152 @@
+"""The stacked models and the set-disjointness sweep."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from jrt_eval.cli import cli
+from jrt_eval.errors import UserError
+from jrt_eval.synthetics import figure, sweep
+from jrt_eval.synthetics.stacked import Stack, StackedAdamW, state_bytes
+
+SMALL: dict[str, Any] = {
+    "rates": (1e-2,), "seeds": (0, 1), "steps": 4, "batch": 4, "examples": 8, "evaluation_examples": 6,
+    "vocabulary": 80, "limit": 32,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_stacked_models_are_the_same_as_models_alone(causal: bool) -> None:
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 40, (2, 3, 12)))
+    both = Stack(8, 3, 40, [5, 6], causal=causal)(tokens)
+    for copy, seed in enumerate((5, 6)):
+        alone = Stack(8, 3, 40, [seed], causal=causal)(tokens[copy : copy + 1])
+        torch.testing.assert_close(both[copy : copy + 1], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_the_last_position_sees_the_same_sums_either_way() -> None:
+    """The causal form works with scores, the non-causal one with the feature map: at the end both see everything."""
+    causal, whole = (Stack(8, 3, 40, [0], causal=c).double() for c in (True, False))
+    x = torch.randn(1, 2, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    one, two = (model._attention(model.layers[1], x)[:, :, -1] for model in (causal, whole))
+    torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_who_sees_what(causal: bool) -> None:
+    model = Stack(8, 3, 40, [0], causal=causal).double()
+    x = torch.randn(1, 1, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    changed = x.clone()
+    changed[:, :, 5] += 1
+    for mixer, layer in ((model._convolution, 0), (model._attention, 1)):
+        moved = (mixer(model.layers[layer], x) != mixer(model.layers[layer], changed)).any(-1)[0, 0]
+        assert bool(moved[:5].any()) is not causal
+        assert moved[5:7].all() if causal else moved[4:7].all()
+
+
+def test_the_optimizer_is_adamw_for_each_copy() -> None:
+    model = Stack(4, 2, 20, [0, 1], causal=True)
+    alone = [Stack(4, 2, 20, [seed], causal=True) for seed in (0, 1)]
+    rates = (1e-2, 3e-3)
+    mine = StackedAdamW(model, weight_decay=0.1)
+    theirs = []
+    for one, rate in zip(alone, rates, strict=True):
+        norms = [p for name, p in one.named_parameters() if "norm" in name]
+        others = [p for name, p in one.named_parameters() if "norm" not in name]
+        groups = [{"params": norms, "weight_decay": 0.0}, {"params": others, "weight_decay": 0.1}]
+        theirs.append(torch.optim.AdamW(groups, lr=rate))
+    tokens = torch.arange(10).repeat(2, 1, 1)
+    for _ in range(3):
+        model(tokens).square().sum().backward()
+        mine.step(torch.tensor(rates))
+        for copy, (one, optimizer) in enumerate(zip(alone, theirs, strict=True)):
+            optimizer.zero_grad()
+            one(tokens[copy : copy + 1]).square().sum().backward()
+            optimizer.step()
+    for copy, one in enumerate(alone):
+        for got, expected in zip(model.parameters(), one.parameters(), strict=True):
+            torch.testing.assert_close(got[copy : copy + 1], expected, atol=1e-5, rtol=1e-3)
+
+
+def test_state_bytes_by_hand() -> None:
+    # two attentions: 2 heads, 1 + 2 + 3 features, 4 values and the sum of the features; two convolutions: 2 inputs of 8
+    assert state_bytes(8, 2) == 4 * (2 * (2 * 6 * 5) + 2 * (2 * 8))
+
+
+def test_a_curriculum_opens_small_sets_first() -> None:
+    sizes = tuple(sorted(sweep.Settings(**{**SMALL, "vocabulary": 300, "limit": 128}).training_sizes, key=max))
+    opened = [sweep._open_sizes(sizes, 0.5, p) for p in (0.0, 0.2, 0.3, 0.49, 0.5, 1.0)]
+    assert opened == sorted(opened)
+    assert sizes[: opened[0]] == ((4, 16), (16, 4))
+    assert opened[-1] == opened[-2] == len(sizes)
+    assert sweep._open_sizes(sizes, 0.0, 0.0) == len(sizes)
+
+
+def test_a_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    settings = sweep.Settings(**SMALL)
+    points = [sweep.Point(8, 2, True), sweep.Point(8, 2, False)]
+    run = lambda: sweep.run(points, settings, tmp_path, torch.device("cpu"), lambda *_: 0, lambda _: 0)  # noqa: E731
+    assert run() == 2
+    path = tmp_path / "points" / f"{points[1].name}.json"
+    whole = json.loads(path.read_text())
+    path.unlink()
+    (tmp_path / "points" / "cut.part").write_text("{")  # what a kill may leave
+    assert run() == 1
+    again = json.loads(path.read_text())
+    assert again["losses"] == whole["losses"]
+    assert again["scores"] == whole["scores"]
+    assert run() == 0
+    with pytest.raises(UserError, match=r"other settings \(steps\)"):
+        sweep.run(points, sweep.Settings(**{**SMALL, "steps": 5}), tmp_path, torch.device("cpu"), lambda *_: 0, print)
+
+
+def test_frame_and_figure(tmp_path: Path) -> None:
+    settings = sweep.Settings(**SMALL)
+    sweep.run([sweep.Point(8, 2, True)], settings, tmp_path, torch.device("cpu"), lambda *_: 0, lambda _: 0)
+    frame = figure.frame(sweep.results(tmp_path))
+    assert len(frame) == len(settings.evaluation_sizes) * 2
+    assert frame["accuracy"].between(0, 1).all()
+    means = figure.by_order(frame)
+    assert means["best"].sum() == 1
+    figure.draw(frame, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_command_line_and_bad_input(tmp_path: Path) -> None:
+    base = ["synthetic", "-o", str(tmp_path), "--device", "cpu"]
+    small = ["--steps", "2", "--batch", "2", "--examples", "4", "--limit", "32", "--rates", "1e-3", "--seeds", "0"]
+    shape = ["--widths", "8", "--features", "2", "--only", "causal"]
+    result = CliRunner().invoke(cli, [*base, *small, *shape], catch_exceptions=False)
+    assert "1 points" in result.output
+    assert (tmp_path / "scores.csv").is_file()
+    for wrong, says in [
+        (["--widths", "7", "--features", "2"], "7 does not split into 2 heads"),
+        (["--widths", "8,x"], "is no list of numbers"),
+        (["--limit", "8"], "no pair of sets"),
+        (["--vocabulary", "40"], "for a set of 128; lower limit"),
+        (["--curriculum", "2"], "a share of the steps"),
+        (["--device", "abacus", *small, *shape], "--device abacus"),
+    ]:
+        with pytest.raises(UserError) as raised:
+            CliRunner().invoke(cli, [*base, *wrong], catch_exceptions=False)
+        assert says in str(raised.value)
+
+
+def test_a_shorter_sweep_learns(tmp_path: Path) -> None:
+    """The loss of sets of 4 and 16 falls well under that of guessing among the vocabulary."""
+    settings = sweep.Settings(
+        rates=(4e-3,), seeds=(0,), steps=120, batch=32, examples=2000, vocabulary=80, limit=32, curriculum=1.0
+    )
+    examples = sweep.make_examples(settings.training_sizes, 2000, 0, 80, torch.device("cpu"))
+    _, copies, history = sweep.train_point(
+        sweep.Point(16, 4, False), settings, examples, torch.device("cpu"), lambda *_: 0
+    )
+    assert copies == [(4e-3, 0)]
+    assert np.mean([loss for _, loss in history[-10:]]) < 0.9 * history[0][1]
