@@ -12,7 +12,9 @@
 // a^(t_i - t_j), V_j in the update by a^(t_last - t_j) and S by a^t_last, all after the denominators are taken.
 //
 // Where there are fewer rows x heads than threads, a head's columns of V are shared out: features and scores are computed again,
-// but every output is the same sum in the same order, so results do not depend on the number of threads at all.
+// but every output is the same sum in the same order, so results do not depend on the number of threads at all. Where even that
+// leaves threads idle, the sequence is cut into segments: each one's sums are taken first (2nF FLOPs per token), then added up to
+// the state that each starts from, then every segment is walked as above (4nF). Those results agree but for rounding.
 #pragma once
 #include "features.hpp"
 #include "parallel.hpp"
@@ -65,26 +67,33 @@ inline void decay_scores(int64_t tokens, int64_t n, const DecayOf& decay, float*
   }
 }
 
+// A share of a head's tokens, and the states at its ends, [features][head_dim] and [features]; null: zeros, or not wanted.
+struct Segment {
+  int64_t start, stop;
+  const float *kv_in, *k_in;
+  float *kv_out, *k_out;
+  bool outputs;
+};
+
 template <bool Taylor>
-void linear_job(const LinearArgs& p, int64_t batch, int64_t head, int64_t first, int64_t columns, const LinearScratch& at,
-                float* s) {
+void linear_job(const LinearArgs& p, int64_t batch, int64_t head, const Segment& part, int64_t first, int64_t columns,
+                const LinearScratch& at, float* s) {
   const int64_t n = p.features, d = p.dim, width = p.head_dim - first < columns ? p.head_dim - first : columns;
-  const int64_t bh = batch * p.heads + head;
   float *a = s + at.a, *b = s + at.b, *phi_k = s + at.k_features, *q = s + at.q, *k = s + at.k;
   float *weight = s + at.weight, *ones = s + at.ones, *below = s + at.below, *k_sum = s + at.k_sum;
   float *state = b, *values = b + n * columns;
-  const bool outputs = p.q.data != nullptr;
+  const bool outputs = part.outputs;
   // z = x / d^(1/4), so that products of z are scores
   float scale = 1.0f;
   if (Taylor) scale = float(1.0 / __builtin_sqrt(__builtin_sqrt(double(d))));
 
-  if (p.kv_in) {
-    pack_rows(jrt::kFloat32, p.kv_in, bh * n * p.head_dim + first, p.head_dim, 1, n, width, state, columns);
+  if (part.kv_in) {
+    pack_rows(jrt::kFloat32, part.kv_in, first, p.head_dim, 1, n, width, state, columns);
   } else {
     std::memset(state, 0, sizeof(float) * size_t(n * columns));
   }
   if (Taylor) {
-    if (p.k_in) std::memcpy(k_sum, p.k_in + bh * n, sizeof(float) * size_t(n));
+    if (part.k_in) std::memcpy(k_sum, part.k_in, sizeof(float) * size_t(n));
     else std::memset(k_sum, 0, sizeof(float) * size_t(n));
   }
   for (int i = 0; i < kChunk; ++i) ones[i] = 1.0f;
@@ -93,8 +102,8 @@ void linear_job(const LinearArgs& p, int64_t batch, int64_t head, int64_t first,
   decay.powers = s + at.powers;
   if (p.decay) decay_powers(p.decay[head], decay);
 
-  for (int64_t start = 0; start < p.length; start += kChunk) {
-    const int64_t tokens = p.length - start < kChunk ? p.length - start : kChunk;
+  for (int64_t start = part.start; start < part.stop; start += kChunk) {
+    const int64_t tokens = part.stop - start < kChunk ? part.stop - start : kChunk;
     const int64_t vectors = (tokens + kW - 1) / kW;
     for (int64_t i = 0; i < kChunk; ++i) {
       weight[i] = i >= tokens ? 0.0f : p.mask ? p.mask[batch * p.length + start + i] : 1.0f;
@@ -108,7 +117,7 @@ void linear_job(const LinearArgs& p, int64_t batch, int64_t head, int64_t first,
                     scale, k, kPitch);
     pack_rows(p.dtype, p.v.data, batch * p.v.batch + start * p.v.length + head * p.v.head + first * p.v.dim, p.v.length,
               p.v.dim, tokens, width, values, columns);
-    const int64_t next = start + kChunk, ahead = p.length - next < kChunk ? p.length - next : kChunk;
+    const int64_t next = start + kChunk, ahead = part.stop - next < kChunk ? part.stop - next : kChunk;
     auto prefetch = [&](const View& x, int64_t n) {
       prefetch_rows(p.dtype, x.data, batch * x.batch + next * x.length + head * x.head, x.length, ahead, n);
     };
@@ -161,36 +170,88 @@ void linear_job(const LinearArgs& p, int64_t batch, int64_t head, int64_t first,
     gemm<true>(0, n, 0, columns, Depth{tokens, 0}, keys, kPitch, added, columns, update);
   }
 
-  for (int64_t f = 0; f < n; ++f) {
+  for (int64_t f = 0; part.kv_out && f < n; ++f) {
     for (int64_t c = 0; c < width; c += kW) {
       const int left = int(width - c < kW ? width - c : kW);
-      store_n(p.kv_out + (bh * n + f) * p.head_dim + first + c, load(state + f * columns + c), left);
+      store_n(part.kv_out + f * p.head_dim + first + c, load(state + f * columns + c), left);
     }
   }
-  if (p.k_out && first == 0) std::memcpy(p.k_out + bh * n, k_sum, sizeof(float) * size_t(n));
+  if (part.k_out && first == 0) std::memcpy(part.k_out, k_sum, sizeof(float) * size_t(n));
+}
+
+constexpr int64_t kSegment = 8 * kChunk;  // tokens at least: a segment's sums must be worth the extra pass
+
+// What segment `g`'s sums are worth decayed to its end: a^(unmasked tokens).
+inline float segment_decay(const LinearArgs& p, int64_t bh, int64_t start, int64_t stop) {
+  int64_t tokens = stop - start;
+  if (p.mask) {
+    tokens = 0;
+    for (int64_t i = start; i < stop; ++i) tokens += p.mask[(bh / p.heads) * p.length + i] != 0.0f;
+  }
+  return float(__builtin_pow(double(p.decay[bh % p.heads]), double(tokens)));
 }
 
 void linear_attention(const LinearArgs& p) {
-  const int64_t heads = p.batches * p.heads;
+  const int64_t heads = p.batches * p.heads, n = p.features, matrix = n * p.head_dim;
   if (heads == 0 || p.head_dim == 0) return;
   const int64_t all = round_up(p.head_dim, kW);
-  const int64_t work = heads * (p.length + 1) * 2 * p.features * p.head_dim;
-  int64_t slices = 1;
+  const int64_t work = heads * (p.length + 1) * 2 * n * p.head_dim;
+  int64_t slices = 1, segments = 1;
   if (heads < p.threads && work >= kWorthThreads) {
     slices = (p.threads + heads - 1) / heads;
     if (slices > all / kW) slices = all / kW;
+    segments = p.threads / (heads * slices);
+    if (segments > p.length / kSegment) segments = p.length / kSegment;
+    if (segments < 1) segments = 1;
   }
   const int64_t columns = round_up((all + slices - 1) / slices, kW);
   slices = (all + columns - 1) / columns;
-  const int threads = threads_for(heads * slices, work, p.threads);
-  const LinearScratch at(p.features, p.dim, columns, p.decay != nullptr);
-  float* memory = jrt::scratch(size_t(at.total * threads));
+  const int64_t chunks = (p.length + kChunk - 1) / kChunk, each = (chunks + segments - 1) / segments * kChunk;
+  if (each > 0) segments = (p.length + each - 1) / each;
+  if (segments < 1) segments = 1;
+  const int64_t jobs = heads * slices;
+  const int threads = threads_for(jobs * segments, work, p.threads);
+  const LinearScratch at(n, p.dim, columns, p.decay != nullptr);
+  const int64_t held = segments > 1 ? heads * (matrix + n) : 0;  // floats of one segment's sums
+  float* memory = jrt::scratch(size_t(at.total * threads + held * (segments - 1)));
+  float* sums = memory + at.total * threads;
   jrt::large_pages(p.y, size_t(p.batches * p.length * p.heads * p.head_dim * (p.dtype == jrt::kFloat32 ? 4 : 2)));
-  parallel_for(heads * slices, threads, [&](int64_t job, int thread) {
-    const int64_t bh = job / slices, first = (job % slices) * columns;
-    if (p.taylor) linear_job<true>(p, bh / p.heads, bh % p.heads, first, columns, at, memory + at.total * thread);
-    else linear_job<false>(p, bh / p.heads, bh % p.heads, first, columns, at, memory + at.total * thread);
-  });
+
+  auto kv_of = [&](int64_t g, int64_t bh) { return sums + g * held + bh * (matrix + n); };
+  auto run = [&](int64_t job, int thread, bool summing) {
+    const int64_t g = job / jobs, bh = job % jobs / slices, first = job % slices * columns;
+    const bool last = g == segments - 1;
+    Segment part{g * each, last ? p.length : (g + 1) * each, nullptr, nullptr, nullptr, nullptr, false};
+    if (summing) {
+      part.kv_out = kv_of(g, bh);
+      part.k_out = p.taylor ? part.kv_out + matrix : nullptr;
+    } else {
+      part.outputs = p.q.data != nullptr;
+      if (!part.outputs && !last) return;  // its sums are all that was wanted
+      part.kv_in = g > 0 ? kv_of(g - 1, bh) : p.kv_in ? p.kv_in + bh * matrix : nullptr;
+      part.k_in = g > 0 ? kv_of(g - 1, bh) + matrix : p.k_in ? p.k_in + bh * n : nullptr;
+      part.kv_out = last ? p.kv_out + bh * matrix : nullptr;
+      part.k_out = last && p.k_out ? p.k_out + bh * n : nullptr;
+    }
+    float* mine = memory + at.total * thread;
+    if (p.taylor) linear_job<true>(p, bh / p.heads, bh % p.heads, part, first, columns, at, mine);
+    else linear_job<false>(p, bh / p.heads, bh % p.heads, part, first, columns, at, mine);
+  };
+  if (segments > 1) {
+    parallel_for(jobs * (segments - 1), threads, [&](int64_t job, int thread) { run(job, thread, true); });
+    // Sums of segments become states: what segment g + 1 starts from stands where segment g's sums stood.
+    parallel_for(heads, threads, [&](int64_t bh, int) {
+      for (int64_t g = 0; g + 1 < segments; ++g) {
+        const float* before = g > 0 ? kv_of(g - 1, bh) : p.kv_in ? p.kv_in + bh * matrix : nullptr;
+        const float* k_before = g > 0 ? kv_of(g - 1, bh) + matrix : p.k_in ? p.k_in + bh * n : nullptr;
+        const float rate = p.decay ? segment_decay(p, bh, g * each, (g + 1) * each) : 1.0f;
+        float *kv = kv_of(g, bh), *k = kv + matrix;
+        for (int64_t i = 0; before && i < matrix; ++i) kv[i] += rate * before[i];
+        for (int64_t i = 0; p.taylor && k_before && i < n; ++i) k[i] += k_before[i];
+      }
+    });
+  }
+  parallel_for(jobs * segments, threads, [&](int64_t job, int thread) { run(job, thread, false); });
 }
 
 }  // namespace

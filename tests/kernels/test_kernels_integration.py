@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import kernel_oracle as oracle
 import pytest
 import torch
 from torch import Tensor
@@ -115,6 +116,30 @@ def test_threads_change_no_bit(cpu: str, threads: Callable[[int], None], batch: 
         seen.append((y, state.kv, state.k, grad, w))
     for run in seen[1:]:
         assert all(torch.equal(a, b) for a, b in zip(run, seen[0], strict=True))
+
+
+@pytest.mark.parametrize("decayed", [False, True])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_more_threads_than_heads_share_the_sequence(
+    cpu: str, threads: Callable[[int], None], heads: int, decayed: bool
+) -> None:
+    q, k, v = normal(1, 2600, heads, 16), normal(1, 2601, heads, 16)[:, 1:], normal(1, 2600, heads, 24)
+    state = TaylorState(normal(1, heads, 153, 24), torch.rand(1, heads, 153) + 50)
+    mask = torch.rand(1, 2600, generator=torch.Generator().manual_seed(0)) < 0.8
+    decay = torch.linspace(0.99, 0.9999, heads) if decayed else None
+
+    def run(count: int) -> list[Tensor]:
+        threads(count)
+        y, (kv, k_sum) = kernels.taylor_linear_attention(q, k, v, state, mask=mask, decay=decay, backend=cpu)
+        z, product = kernels.causal_dot_product(q, k, v, backend=cpu)
+        encoded = kernels.encode_prefix(k, v, mask, backend=cpu)
+        return [y, kv, k_sum, z, product, *encoded]
+
+    one, many, again = run(1), run(24), run(24)
+    assert all(torch.equal(a, b) for a, b in zip(many, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(many, one, strict=True)), "the sequence was not shared out"
+    for got, want in zip(many, one, strict=True):
+        assert oracle.error(got, want) < 1e-5
 
 
 def test_other_python_threads_run_meanwhile(cpu: str) -> None:
