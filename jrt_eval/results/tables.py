@@ -510,5 +510,14 @@ def _md(text: str) -> str:
 
 
 def _tex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
+    # < > | are other signs in LaTeX's default font encoding
+    special = {
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "–": "--",
+    }
     return "".join(special.get(c) or (f"\\{c}" if c in "&%$#_{}" else c) for c in text)

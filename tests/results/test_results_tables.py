@@ -88,7 +88,7 @@ def test_best_is_bold_and_text_is_escaped() -> None:
     table = Table("t_1 & more", frame, 1, [("x", "once"), ("x", "twice")])
     assert table.is_best() == [[False, True, False], [False, True, True], [False] * 3]  # 49.96 shows as 50.0: a tie
     assert "\\textbf{2.0}" in table.latex()
-    assert "a\\_b|c<i> &" in table.latex()
+    assert "a\\_b\\textbar{}c\\textless{}i\\textgreater{} &" in table.latex()
     assert "\\multicolumn{2}{c}{x}" in table.latex()
     assert "| a_b\\|c&lt;i> | **50.0** |" in table.markdown()
     with pytest.raises(UserError, match="did you mean 'latex'"):
