@@ -27,6 +27,7 @@ from jrt_eval.results.schema import METRIC_PREFIX
 PREFERRED = ("contains", "exact_match", "acc", "f1")
 POOLED = "all tasks"
 SEED = 0
+FEW = 20  # documents: a bootstrap of fewer knows too little of their spread
 
 # What pairs know of their document, beside the scores.
 _DOCUMENT = [
@@ -95,7 +96,8 @@ def compare_variants(
         have = rows.groupby(["dataset", "variant"], observed=True).size().reset_index()
         told = ", ".join(f"{d} {v}" for d, v in zip(have["dataset"], have["variant"], strict=True))
         raise UserError(f"no model has a data set both once and twice with one context length: there are {told}")
-    return Comparison(("once", "twice"), metric, _table(pairs, metric, confidence), pairs, warnings)
+    table = _table(pairs, metric, confidence)
+    return Comparison(("once", "twice"), metric, table, pairs, warnings + _few(table))
 
 
 def compare_models(
@@ -117,7 +119,8 @@ def compare_models(
     if pairs.empty:
         raise UserError(f"{first} and {second} have no task with the same documents in common")
     pairs = pairs.assign(model=f"{second} - {first}")
-    return Comparison((first, second), metric, _table(pairs, metric, confidence), pairs, warnings)
+    table = _table(pairs, metric, confidence)
+    return Comparison((first, second), metric, table, pairs, warnings + _few(table))
 
 
 def gain_by(pairs: pd.DataFrame, column: str, bins: int = 5, *, confidence: float = 0.95) -> pd.DataFrame:
@@ -253,7 +256,7 @@ def document_numbers(rows: pd.DataFrame) -> np.ndarray:
         index=groups,
         dtype=object,
     )
-    links = names[~names.index.duplicated()].explode().dropna()
+    links = names.explode().dropna()
     strata = rows["stratum"].astype(str).groupby(groups).first()
     codes = pd.factorize(strata[links.index].to_numpy() + "\0" + links.astype(str).to_numpy())[0]
     count = groups.max(initial=-1) + 1
@@ -278,6 +281,13 @@ def _table(pairs: pd.DataFrame, metric: str, confidence: float) -> pd.DataFrame:
             pooled = {**_summary(strata, confidence), **_mcnemar(of_model)}
             rows.append({"model": model, "dataset": POOLED, **pooled})
     return pd.DataFrame(rows)
+
+
+def _few(table: pd.DataFrame) -> list[str]:
+    """A warning that names the tasks with few documents, if there are any."""
+    few = table[table["documents"] < FEW].drop_duplicates("dataset")
+    told = ", ".join(f"{name} ({count})" for name, count in zip(few["dataset"], few["documents"], strict=True))
+    return [f"intervals from fewer than {FEW} documents are too narrow: {told}"] if told else []
 
 
 def _summary(parts: list[pd.DataFrame], confidence: float) -> dict[str, float]:

@@ -96,6 +96,8 @@ def test_the_interval_with_several_questions_on_a_document_is_the_cluster_bootst
     gains = np.array([twice[i] - once[i] for i in range(60)]).reshape(10, 6).mean(axis=1)
     direct = bootstrap((gains,), np.mean, method="percentile", random_state=np.random.default_rng(3))
     assert row["documents"] == 10
+    warnings = compare_variants(load_results(runs)).warnings
+    assert warnings == ["intervals from fewer than 20 documents are too narrow: towns (10)"]
     assert row["low"] == pytest.approx(direct.confidence_interval.low, abs=0.02)
     assert row["high"] == pytest.approx(direct.confidence_interval.high, abs=0.02)
 
