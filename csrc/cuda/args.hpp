@@ -1,0 +1,65 @@
+// What the bindings hand to the CUDA kernels: device pointers, strides in elements, sizes, a stream. Everything is checked in
+// Python before. Each function enqueues its kernels on the stream and returns cudaSuccess or what cudaGetLastError said.
+#pragma once
+#include <cstdint>
+
+namespace jrt_cuda {
+
+enum Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+// A (batch, length, heads, dim) tensor of any strides.
+struct View {
+  const void* data;
+  int64_t batch, length, head, dim;  // strides
+};
+
+// Causal linear attention over a state; see prefill.cuh (16-bit inputs, feature dims to 16) and generic.cuh (all else).
+struct LinearArgs {
+  View q, k, v;        // q.data null: only the final state is wanted
+  void* y;             // (batch, length, heads, head_dim), contiguous
+  float* denominator;  // (batch, length, heads), or null
+  const float* kv_in;  // (batch, heads, features, head_dim), or null: zeros
+  const float* k_in;   // (batch, heads, features), or null
+  float* kv_out;       // or null: not wanted
+  float* k_out;        // null where nothing is normalised
+  const float* mask;   // (batch, length), or null
+  const float* decay;  // (heads), or null; generic only
+  float* scratch;      // (batch * heads, segments, features * (head_dim + 1)), or null where segments is 1
+  int64_t batches, length, heads, dim, features, head_dim;
+  int64_t segments;    // into how many parts a row is cut, each by its own block; 1 for generic
+  int dtype;
+  bool taylor;         // Taylor features of q and k, normalised; else q and k are the features
+};
+
+struct StepArgs {
+  View q, k, v;        // length stride unused
+  void* y;             // (batch, heads, head_dim), contiguous
+  float* kv;           // (batch, heads, features, head_dim), updated
+  float* k_sum;        // (batch, heads, features), updated
+  const float* decay;  // (heads), or null
+  int64_t batches, heads, dim, features, head_dim;
+  int dtype;
+};
+
+struct ConvArgs {
+  View a, b;                  // dim: channels; head stride unused
+  void* y;                    // (batch, length, channels), contiguous
+  const void *weight, *bias;  // (channels, width) contiguous; (channels) or null; of the inputs' dtype
+  const float* state_in;      // (batch, width - 1, channels), or null: zeros
+  float* state_out;           // may be state_in where length is 1
+  const int64_t* lengths;     // (batch), or null
+  int64_t batches, length, channels, width;
+  int dtype;
+};
+
+using Stream = void*;  // a cudaStream_t
+
+int prefill(const LinearArgs&, Stream);
+int generic(const LinearArgs&, Stream);
+int step(const StepArgs&, Stream);
+int conv(const ConvArgs&, Stream);
+
+// Shared memory that generic() needs for these sizes, in bytes.
+int64_t generic_shared(int64_t dim, int64_t features, bool taylor);
+
+}  // namespace jrt_cuda

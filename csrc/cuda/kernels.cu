@@ -1,0 +1,145 @@
+// Launches: which kernel, with what grid and how much shared memory.
+#include <algorithm>
+#include <cmath>
+
+#include "conv.cuh"
+#include "generic.cuh"
+#include "prefill.cuh"
+#include "step.cuh"
+
+namespace jrt_cuda {
+namespace {
+
+cudaStream_t stream_of(Stream stream) { return static_cast<cudaStream_t>(stream); }
+
+template <typename Kernel>
+int allow_shared(Kernel kernel, size_t bytes) {
+  if (bytes <= 48 * 1024) return cudaSuccess;
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+}
+
+template <typename T, int F, bool outputs>
+int launch_prefill(const PrefillParams& p, int64_t segments, cudaStream_t stream) {
+  const size_t bytes = sizeof(PrefillShared<T, F>);
+  if (const int error = allow_shared(prefill_kernel<T, F, outputs>, bytes)) return error;
+  const dim3 grid(unsigned(p.a.batches * p.a.heads), unsigned(segments));
+  JRT_LAUNCH((prefill_kernel<T, F, outputs>), grid, F * 2, bytes, stream, p);
+  return cudaGetLastError();
+}
+
+bool aligned(const View& x) {
+  return x.dim == 1 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.batch % 8 == 0 && x.length % 8 == 0 && x.head % 8 == 0;
+}
+
+template <typename T, int F>
+int prefill_of(const LinearArgs& a, cudaStream_t stream) {
+  const int64_t heads = a.batches * a.heads, kv = a.features * a.head_dim, both = kv + a.features;
+  PrefillParams p{};
+  p.a = a;
+  const float root = 1.f / std::sqrt(float(a.dim));
+  p.q_scale = std::exp2(std::round(std::log2(root)));
+  p.correction = root / p.q_scale;
+  p.wide_copies = a.dim == 16 && a.head_dim % 8 == 0 && (!a.q.data || aligned(a.q)) && aligned(a.k) && aligned(a.v);
+  const int64_t chunks = (a.length + kChunk - 1) / kChunk;
+  p.segment = (chunks + a.segments - 1) / a.segments * kChunk;
+  const int64_t segments = std::max<int64_t>(1, (a.length + p.segment - 1) / p.segment);
+  const bool outputs = a.q.data != nullptr;
+  p.kv_in = a.kv_in;
+  p.k_in = a.k_in;
+  p.kv_in_head = kv;
+  p.k_in_head = a.features;
+  p.kv_out = a.kv_out;
+  p.k_out = a.k_out;
+  p.kv_out_head = kv;
+  p.k_out_head = a.features;
+  p.only_last_out = true;
+  if (segments == 1) {
+    return outputs ? launch_prefill<T, F, true>(p, 1, stream) : launch_prefill<T, F, false>(p, 1, stream);
+  }
+  // The sums of each segment, then what comes before each, then the outputs.
+  PrefillParams sums = p;
+  sums.kv_in = sums.k_in = nullptr;
+  sums.kv_out = a.scratch;
+  sums.k_out = a.scratch + kv;
+  sums.kv_out_head = sums.k_out_head = segments * both;
+  sums.kv_out_segment = sums.k_out_segment = both;
+  sums.only_last_out = false;
+  const int64_t filled = outputs ? segments - 1 : segments;
+  if (const int error = launch_prefill<T, F, false>(sums, filled, stream)) return error;
+  const dim3 grid(unsigned(heads), unsigned((both + 255) / 256));
+  JRT_LAUNCH((prefix_sums), grid, 256, 0, stream, a.scratch, a.kv_in, a.k_in, outputs ? nullptr : a.kv_out, outputs ? nullptr : a.k_out,
+                                        int(filled), int(segments), int(both), int(kv));
+  if (const int error = cudaGetLastError()) return error;
+  if (!outputs) return cudaSuccess;
+  p.kv_in = a.scratch;
+  p.k_in = a.scratch + kv;
+  p.kv_in_head = p.k_in_head = segments * both;
+  p.kv_in_segment = p.k_in_segment = both;
+  return launch_prefill<T, F, true>(p, segments, stream);
+}
+
+template <typename T>
+int prefill_as(const LinearArgs& a, cudaStream_t stream) {
+  if (a.head_dim <= 32) return prefill_of<T, 32>(a, stream);
+  if (a.head_dim <= 64) return prefill_of<T, 64>(a, stream);
+  return prefill_of<T, 128>(a, stream);
+}
+
+template <typename T>
+int generic_as(const LinearArgs& a, cudaStream_t stream) {
+  const size_t bytes = size_t(generic_shared(a.dim, a.features, a.taylor));
+  if (const int error = allow_shared(generic_kernel<T>, bytes)) return error;
+  const dim3 grid(unsigned(a.batches * a.heads), unsigned((a.head_dim + kSlice - 1) / kSlice));
+  JRT_LAUNCH((generic_kernel<T>), grid, kGenericThreads, bytes, stream, a);
+  return cudaGetLastError();
+}
+
+template <typename T>
+int step_as(const StepArgs& a, cudaStream_t stream) {
+  const unsigned blocks = unsigned(a.batches * a.heads);
+  if (a.head_dim % 4 == 0 && reinterpret_cast<uintptr_t>(a.kv) % 16 == 0) {
+    JRT_LAUNCH((step_kernel<T, 4>), blocks, kStepThreads, 0, stream, a);
+  } else {
+    JRT_LAUNCH((step_kernel<T, 1>), blocks, kStepThreads, 0, stream, a);
+  }
+  return cudaGetLastError();
+}
+
+template <typename T>
+int conv_as(const ConvArgs& a, cudaStream_t stream) {
+  const int64_t runs = std::max<int64_t>(1, (a.length + kRun - 1) / kRun);
+  const dim3 grid(unsigned((a.channels + kConvThreads - 1) / kConvThreads), unsigned(runs), unsigned(a.batches));
+  JRT_LAUNCH((conv_kernel<T>), grid, kConvThreads, 0, stream, a);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+int64_t generic_shared(int64_t dim, int64_t features, bool taylor) {
+  return int64_t(GenericLayout(int(dim), int(features), taylor).total) * int64_t(sizeof(float));
+}
+
+int prefill(const LinearArgs& a, Stream stream) {
+  if (a.dtype == kBFloat16) return prefill_as<bf16>(a, stream_of(stream));
+  return prefill_as<f16>(a, stream_of(stream));
+}
+
+int generic(const LinearArgs& a, Stream stream) {
+  if (a.dtype == kFloat32) return generic_as<float>(a, stream_of(stream));
+  if (a.dtype == kBFloat16) return generic_as<bf16>(a, stream_of(stream));
+  return generic_as<f16>(a, stream_of(stream));
+}
+
+int step(const StepArgs& a, Stream stream) {
+  if (a.dtype == kFloat32) return step_as<float>(a, stream_of(stream));
+  if (a.dtype == kBFloat16) return step_as<bf16>(a, stream_of(stream));
+  return step_as<f16>(a, stream_of(stream));
+}
+
+int conv(const ConvArgs& a, Stream stream) {
+  if (a.dtype == kFloat32) return conv_as<float>(a, stream_of(stream));
+  if (a.dtype == kBFloat16) return conv_as<bf16>(a, stream_of(stream));
+  return conv_as<f16>(a, stream_of(stream));
+}
+
+}  // namespace jrt_cuda
