@@ -59,6 +59,9 @@ int generic(const LinearArgs&, Stream);
 int step(const StepArgs&, Stream);
 int conv(const ConvArgs&, Stream);
 
+// What an error number of the above means.
+const char* error_name(int error);
+
 // Shared memory that generic() needs for these sizes, in bytes.
 int64_t generic_shared(int64_t dim, int64_t features, bool taylor);
 

@@ -11,8 +11,9 @@ import torch
 
 from jrt_eval.errors import UserError
 
-# What csrc/bindings.cpp must say it is; both go up together whenever a signature changes.
+# What csrc/bindings.cpp and csrc/cuda/bindings.cpp must say they are; both go up together whenever a signature changes.
 ABI = 3
+CUDA_ABI = 1
 
 INSTALL = "reinstall jrt-eval where a C++17 compiler is (pip install --force-reinstall --no-deps jrt-eval), or use backend='torch'"
 
@@ -49,7 +50,23 @@ def _load() -> tuple[ModuleType | None, str, str | None]:
     return module, isa, None
 
 
+def _load_cuda() -> tuple[ModuleType | None, str | None]:
+    """The module with the CUDA kernels, and why it cannot be used."""
+    again = "reinstall jrt-eval where nvcc is (JRT_EVAL_CUDA=1 pip install --force-reinstall --no-deps jrt-eval)"
+    try:
+        module = import_module("jrt_eval._cuda")
+    except ModuleNotFoundError:
+        return None, f"this installation was built without CUDA kernels; {again}"
+    except ImportError as error:
+        return None, f"the compiled module jrt_eval._cuda does not import ({error}); {again}"
+    found = getattr(module, "ABI", None)
+    if found != CUDA_ABI:
+        return None, f"the CUDA kernels are of another version (interface {found}, expected {CUDA_ABI}); {again}"
+    return module, None
+
+
 _module, _isa, missing = _load()
+_cuda, cuda_missing = _load_cuda()
 
 
 def module() -> ModuleType:
@@ -57,6 +74,13 @@ def module() -> ModuleType:
     if _module is None:
         raise UserError(f"the compiled kernels cannot run here: {missing}")
     return _module
+
+
+def cuda_module() -> ModuleType:
+    """The module with the CUDA kernels; UserError where it is missing."""
+    if _cuda is None:
+        raise UserError(f"the CUDA kernels cannot run here: {cuda_missing}")
+    return _cuda
 
 
 def status() -> Status:

@@ -52,8 +52,17 @@ def _cpu() -> dict[str, Callable[..., Any]]:
     return {name: getattr(cpu, name) for name in OPERATORS}
 
 
+def _cuda() -> dict[str, Callable[..., Any]]:
+    if compiled.cuda_missing is not None:
+        return {}
+    from jrt_eval.kernels import cuda
+
+    return {name: getattr(cuda, name) for name in OPERATORS}
+
+
 BACKENDS: dict[str, Backend] = {
     "cpu": Backend("cpu", _HALF_AND_SINGLE, _cpu(), compiled.missing),
+    "cuda": Backend("cuda", _HALF_AND_SINGLE, _cuda(), compiled.cuda_missing),
     "torch": Backend(None, (*_HALF_AND_SINGLE, torch.float64), {name: getattr(reference, name) for name in OPERATORS}),
 }
 

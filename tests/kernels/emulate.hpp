@@ -39,6 +39,8 @@ inline uint4 make_uint4(uint32_t a, uint32_t b, uint32_t c, uint32_t d) { return
 inline float rsqrtf(float x) { return 1.f / std::sqrt(x); }
 
 using cudaStream_t = void*;
+using cudaError_t = int;
+inline const char* cudaGetErrorString(int) { return "emulated"; }
 constexpr int cudaSuccess = 0, cudaFuncAttributeMaxDynamicSharedMemorySize = 0;
 inline int cudaGetLastError() { return 0; }
 inline int cudaFuncSetAttribute(const void*, int, int) { return 0; }

@@ -70,8 +70,9 @@ def test_dims_and_dtypes(where: Where, d: int, f: int, dtype: torch.dtype) -> No
     assert state.kv.dtype == torch.float32
     assert oracle.error(y.cpu(), oracle.taylor(q.cpu(), k.cpu(), v.cpu())) < TOLERANCE[dtype]
     fk = feature_map(k.double().transpose(1, 2))
-    assert oracle.error(state.kv, fk.transpose(-1, -2) @ v.double().transpose(1, 2)) < 1e-5
-    assert oracle.error(state.k, fk.sum(-2)) < 1e-5
+    bound = oracle.state_tolerance(backend, dtype, d, f)
+    assert oracle.error(state.kv, fk.transpose(-1, -2) @ v.double().transpose(1, 2)) < bound
+    assert oracle.error(state.k, fk.sum(-2)) < bound
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -164,8 +165,9 @@ def test_steps_agree_with_the_whole(where: Where, d: int, f: int, dtype: torch.d
     held = (state.kv, state.k)
     ys = [taylor_step(q[:, t], k[:, t], v[:, t], state, decay=decay, backend=backend) for t in range(40, 70)]
     assert oracle.error(torch.stack(ys, 1), whole[:, 40:]) < TOLERANCE[dtype]
-    assert oracle.error(held[0], last.kv) < 1e-5
-    assert oracle.error(held[1], last.k) < 1e-5
+    bound = oracle.state_tolerance(backend, dtype, d, f)
+    assert oracle.error(held[0], last.kv) < bound
+    assert oracle.error(held[1], last.k) < bound
 
 
 def test_any_strides(where: Where) -> None:

@@ -1,0 +1,328 @@
+"""The CUDA kernels: tensors in, pointers and the current stream to csrc/cuda, and the functions that `registry` lists as backend "cuda".
+
+16-bit inputs of feature dims to 16 and head dims to 128 go over the tensor cores, with features rounded to bfloat16 and sums in
+float32; float32 inputs, wider features and decay take an exact, slower kernel. Sliding windows, sizes that neither holds, and whatever
+needs a gradient take the PyTorch reference. Arguments have been checked in `api`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from jrt_eval.kernels import compiled, ops, reference
+from jrt_eval.kernels.features import num_features
+from jrt_eval.kernels.states import TaylorState
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+CHUNK = 64  # tokens that a block takes at a time
+FAST_FEATURE_DIM, FAST_HEAD_DIM = 16, 128  # what the tensor-core kernel holds
+STEP_FEATURE_DIM, STEP_HEAD_DIM = 32, 256  # what the decode step holds
+
+_c: Any = compiled.cuda_module()
+_grad_enabled = torch.is_grad_enabled
+_compiling = torch.compiler.is_compiling
+
+
+def _single(x: Tensor | None) -> Tensor | None:
+    """float32 and contiguous."""
+    return None if x is None else x.to(torch.float32).contiguous()
+
+
+def _at(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+@cache
+def _facts(index: int) -> tuple[int, int]:
+    """Multiprocessors of a device, and how many bytes of shared memory one block may have."""
+    properties: Any = torch.cuda.get_device_properties(index)
+    return properties.multi_processor_count, properties.shared_memory_per_block_optin
+
+
+def _stream(x: Tensor) -> int:
+    return torch.cuda.current_stream(x.device).cuda_stream
+
+
+def segments(rows: int, length: int, processors: int, outputs: bool) -> int:
+    """Into how many parts each of `rows` (batch x heads) sequences is cut, so that there is work for all multiprocessors.
+
+    Two blocks fit on a multiprocessor. Cutting costs a pass that sums the keys and values of all parts but the last, about 0.45 of
+    the work of a pass with outputs; that is weighed against blocks that stand idle.
+    """
+    slots = 2 * processors
+    chunks = max(1, -(-length // CHUNK))
+
+    def cost(parts: int) -> float:
+        each = -(-chunks // parts)
+        waves = -(-rows * parts // slots)
+        if not outputs:
+            return waves * each + (2 if parts > 1 else 0)
+        first = 0.0 if parts == 1 else 0.45 * -(-rows * (parts - 1) // slots) * each + 4
+        return waves * each + first
+
+    return min(range(1, min(chunks, 64) + 1), key=cost)
+
+
+def _fast(v: Tensor, dim: int, decay: Tensor | None) -> bool:
+    return v.dtype != torch.float32 and dim <= FAST_FEATURE_DIM and v.shape[-1] <= FAST_HEAD_DIM and decay is None
+
+
+def fits(v: Tensor, dim: int, taylor: bool, decay: Tensor | None = None) -> bool:
+    """Whether one of the kernels holds a state of these sizes."""
+    if taylor and _fast(v, dim, decay):
+        return True
+    features = num_features(dim) if taylor else dim
+    return bool(_c.generic_shared(dim, features, taylor) <= _facts(v.device.index)[1])
+
+
+def _linear(
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    kv: Tensor | None,
+    k_sum: Tensor | None,
+    mask: Tensor | None,
+    decay: Tensor | None,
+    taylor: bool,
+    normaliser: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, kv, k_sum and denominator (filled where `normaliser`); without q only kv and k_sum, without Taylor features only y and kv."""
+    batch, length, heads, head_dim = v.shape
+    dim = k.shape[3]
+    n = num_features(dim) if taylor else dim
+    y = v.new_empty(v.shape if q is not None else (0,))
+    denominator = v.new_empty(v.shape[:3] if normaliser else (0,), dtype=torch.float32)
+    kv_out = v.new_empty((batch, heads, n, head_dim), dtype=torch.float32)
+    k_out = v.new_empty((batch, heads, n) if taylor else (0,), dtype=torch.float32)
+    if v.numel() == 0 or k.numel() == 0:
+        kv_out = kv_out.zero_() if kv is None else kv_out.copy_(kv)
+        k_out = k_out.zero_() if k_sum is None else k_out.copy_(k_sum)
+        return y, kv_out, k_out, denominator
+    kv, k_sum, mask, decay = _single(kv), _single(k_sum), _single(mask), _single(decay)
+    fast = taylor and _fast(v, dim, decay)
+    parts = segments(batch * heads, length, _facts(v.device.index)[0], q is not None) if fast else 1
+    scratch = v.new_empty(batch * heads * parts * n * (head_dim + 1) if parts > 1 else 0, dtype=torch.float32)
+    with torch.cuda.device(v.device):
+        _c.linear(
+            *((0, 0, 0, 0, 0) if q is None else (q.data_ptr(), *q.stride())),
+            k.data_ptr(),
+            *k.stride(),
+            v.data_ptr(),
+            *v.stride(),
+            y.data_ptr() if q is not None else 0,
+            denominator.data_ptr() if normaliser else 0,
+            _at(kv),
+            _at(k_sum) if taylor else 0,
+            kv_out.data_ptr(),
+            k_out.data_ptr() if taylor else 0,
+            _at(mask),
+            _at(decay),
+            scratch.data_ptr() if parts > 1 else 0,
+            batch,
+            length,
+            heads,
+            dim,
+            n,
+            head_dim,
+            parts,
+            DTYPES[v.dtype],
+            taylor,
+            fast,
+            _stream(v),
+        )
+    return y, kv_out, k_out, denominator
+
+
+def _taylor_prefill(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv: Tensor | None,
+    k_sum: Tensor | None,
+    mask: Tensor | None,
+    decay: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _linear(q, k, v, kv, k_sum, mask, decay, True, True)
+
+
+def _taylor_encode(k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    _, kv, k_sum, _ = _linear(None, k, v, None, None, mask, None, True, False)
+    return kv, k_sum
+
+
+def _causal_product(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    y, kv, _, _ = _linear(q, k, v, state, None, None, None, False, False)
+    return y, kv
+
+
+def _taylor_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Tensor | None) -> Tensor:
+    batch, heads, n, head_dim = kv.shape
+    y = torch.empty_like(v, memory_format=torch.contiguous_format)
+    if y.numel() == 0:
+        return y
+    rates = _single(decay)  # held here while its address is used
+    with torch.cuda.device(v.device):
+        _c.step(
+            q.data_ptr(),
+            *q.stride(),
+            k.data_ptr(),
+            *k.stride(),
+            v.data_ptr(),
+            *v.stride(),
+            y.data_ptr(),
+            kv.data_ptr(),
+            k_sum.data_ptr(),
+            _at(rates),
+            batch,
+            heads,
+            q.shape[2],
+            n,
+            head_dim,
+            DTYPES[v.dtype],
+            _stream(v),
+        )
+    if _grad_enabled():
+        increment_version((kv, k_sum))
+    return y
+
+
+def _conv(
+    a: Tensor,
+    b: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state_in: Tensor | None,
+    state_out: Tensor,
+    lengths: Tensor | None,
+) -> Tensor:
+    batch, length, channels = a.shape
+    y = a.new_empty((batch, length, channels))
+    if batch * channels == 0:
+        return y
+    weight = weight.to(a.dtype).contiguous()
+    bias = None if bias is None else bias.to(a.dtype).contiguous()
+    with torch.cuda.device(a.device):
+        _c.conv(
+            a.data_ptr(),
+            *a.stride(),
+            b.data_ptr(),
+            *b.stride(),
+            y.data_ptr(),
+            weight.data_ptr(),
+            _at(bias),
+            _at(state_in),
+            state_out.data_ptr(),
+            _at(lengths),
+            batch,
+            length,
+            channels,
+            weight.shape[-1],
+            DTYPES[a.dtype],
+            _stream(a),
+        )
+    return y
+
+
+def _gated_conv(
+    a: Tensor,
+    b: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    last = a.new_empty((a.shape[0], weight.shape[-1] - 1, a.shape[2]), dtype=torch.float32)
+    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    return _conv(a, b, weight, bias, _single(state), last, lengths), last
+
+
+def _gated_conv_step(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> Tensor:
+    if state.dtype == torch.float32:
+        y = _conv(a[:, None], b[:, None], weight, bias, state, state, None)
+        if _grad_enabled():
+            increment_version(state)
+    else:
+        wide = state.to(torch.float32)
+        y = _conv(a[:, None], b[:, None], weight, bias, wide, wide, None)
+        state.copy_(wide)
+    return y[:, 0]
+
+
+def _implement() -> None:
+    kernels = {
+        "taylor_prefill": _taylor_prefill,
+        "taylor_encode": _taylor_encode,
+        "taylor_step": _taylor_step,
+        "causal_product": _causal_product,
+        "gated_conv": _gated_conv,
+        "gated_conv_step": _gated_conv_step,
+    }
+    for name, kernel in kernels.items():
+        ops.LIBRARY.impl(name, kernel, "CUDA")
+
+
+_implement()
+_ops = torch.ops.jrt_eval
+
+
+def _learns(*tensors: Tensor | None) -> bool:
+    """Whether a gradient will be asked for."""
+    return _grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def taylor_linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, state: TaylorState | None, mask: Tensor | None, decay: Tensor | None
+) -> tuple[Tensor, TaylorState]:
+    kv, k_sum = (None, None) if state is None else state
+    if _learns(q, k, v, kv, k_sum) or not fits(v, k.shape[3], True, decay):
+        return reference.taylor_linear_attention(q, k, v, state, mask, decay)
+    if _compiling():
+        y, kv_out, k_out, _ = _ops.taylor_prefill(q, k, v, kv, k_sum, mask, decay)
+    else:
+        y, kv_out, k_out, _ = _linear(q, k, v, kv, k_sum, mask, decay, True, False)
+    return y, TaylorState(kv_out, k_out)
+
+
+def encode_prefix(k: Tensor, v: Tensor, mask: Tensor | None) -> TaylorState:
+    if _learns(k, v) or not fits(v, k.shape[3], True):
+        return reference.encode_prefix(k, v, mask)
+    return TaylorState(*(_ops.taylor_encode if _compiling() else _taylor_encode)(k, v, mask))
+
+
+def taylor_step(q: Tensor, k: Tensor, v: Tensor, state: TaylorState, decay: Tensor | None) -> Tensor:
+    kv, k_sum = state
+    single = kv.dtype == torch.float32 and k_sum.dtype == torch.float32
+    if not single or q.shape[-1] > STEP_FEATURE_DIM or v.shape[-1] > STEP_HEAD_DIM:
+        return reference.taylor_step(q, k, v, state, decay)
+    y: Tensor = (_ops.taylor_step if _compiling() else _taylor_step)(q, k, v, kv, k_sum, decay)
+    return y
+
+
+def causal_dot_product(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    if _learns(q, k, v, state) or not fits(v, k.shape[3], False):
+        return reference.causal_dot_product(q, k, v, state)
+    y, final = (_ops.causal_product if _compiling() else _causal_product)(q, k, v, state)
+    return y, final
+
+
+def gated_short_conv(
+    a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if _learns(a, b, weight, bias, state):
+        return reference.gated_short_conv(a, b, weight, bias, state, lengths)
+    y, last = (_ops.gated_conv if _compiling() else _gated_conv)(a, b, weight, bias, state, lengths)
+    return y, last
+
+
+def gated_short_conv_step(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> Tensor:
+    y: Tensor = (_ops.gated_conv_step if _compiling() else _gated_conv_step)(a, b, weight, bias, state)
+    return y
+
+
+sliding_window_attention = reference.sliding_window_attention  # PyTorch's scaled-dot-product kernels, over blocks of the band
+sliding_window_step = reference.sliding_window_step
