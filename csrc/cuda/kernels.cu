@@ -80,13 +80,9 @@ int prefill_of(const LinearArgs& a, cudaStream_t stream) {
 
 template <typename T>
 int prefill_as(const LinearArgs& a, cudaStream_t stream) {
-#ifdef JRT_TRIAL
-  return prefill_of<T, 64>(a, stream);
-#else
   if (a.head_dim <= 32) return prefill_of<T, 32>(a, stream);
   if (a.head_dim <= 64) return prefill_of<T, 64>(a, stream);
   return prefill_of<T, 128>(a, stream);
-#endif
 }
 
 template <typename T>
@@ -126,9 +122,6 @@ int64_t generic_shared(int64_t dim, int64_t features, bool taylor) {
 }
 
 int prefill(const LinearArgs& a, Stream stream) {
-#ifdef JRT_TRIAL
-  return prefill_as<bf16>(a, stream_of(stream));
-#endif
   if (a.dtype == kBFloat16) return prefill_as<bf16>(a, stream_of(stream));
   return prefill_as<f16>(a, stream_of(stream));
 }

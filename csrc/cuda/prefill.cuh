@@ -18,13 +18,6 @@
 #include "args.hpp"
 #include "device.cuh"
 
-#ifndef JRT_BLOCKS
-#define JRT_BLOCKS (F > 64 ? 1 : outputs ? 2 : 3)
-#endif
-#ifndef JRT_SKIP
-#define JRT_SKIP 0
-#endif
-
 namespace jrt_cuda {
 
 constexpr int kChunk = 64;
@@ -102,7 +95,7 @@ JRT_DEVICE int canonical(int tile, int row, int d, float& weight) {
 template <typename T, int F, bool outputs>
 __global__ void
 #ifndef JRT_EMULATE
-__launch_bounds__(F * 2, JRT_BLOCKS)
+__launch_bounds__(F * 2, F > 64 ? 1 : outputs ? 2 : 3)
 #endif
 prefill_kernel(const PrefillParams p) {
   using Shared = PrefillShared<T, F>;
@@ -279,7 +272,7 @@ prefill_kernel(const PrefillParams p) {
 
       // phi(q) S
 #pragma unroll
-      for (int tile = 0; tile < ((JRT_SKIP & 1) ? 0 : 10); ++tile) {
+      for (int tile = 0; tile < 10; ++tile) {
         const uint16_t* at = &state[tile * 16 + (lane & 15)][column + (lane >> 4) * 8];
         uint32_t left[4], right[4], sums[2];
         load_transposed(left, at);
@@ -324,7 +317,7 @@ prefill_kernel(const PrefillParams p) {
         const int tile = half ? 1 + m : 3 * m;
         const uint32_t query[4] = {low[m][0][0], low[m][1][0], high[m][0][0], high[m][1][0]};
         float sum[2] = {below[m][0] + below[m][1], below[m][2] + below[m][3]};  // the other lanes of the quad have zeros
-        for (int other = 0; other <= ((JRT_SKIP & 2) ? -1 : tile); ++other) {
+        for (int other = 0; other <= tile; ++other) {
           uint32_t keys[4], left[4], right[4];
           load_matrices(keys, &now.k[other * 16 + (lane & 7) + (lane >> 4) * 8][(lane >> 3 & 1) * 8]);
           const T* at = &now.v[other * 16 + (lane & 15)][column + (lane >> 4) * 8];
@@ -403,7 +396,7 @@ prefill_kernel(const PrefillParams p) {
 
     // S += phi(k)^T v, z += phi(k)^T 1, over 16 tokens at a time.
 #pragma unroll
-    for (int step = 0; step < ((JRT_SKIP & 4) ? 0 : 4); ++step) {
+    for (int step = 0; step < 4; ++step) {
       uint32_t x[4], left[4], right[4];
       // x: dims g (tokens 2t.., 2t + 8..), then dims 8 + g; own: the same times the mask.
       load_transposed(x, &now.k[step * 16 + (lane & 15)][(lane >> 4) * 8]);
@@ -463,7 +456,7 @@ prefill_kernel(const PrefillParams p) {
         accumulate(4, rest);
       }
     }
-    if (!(JRT_SKIP & 8) && outputs && chunk + 1 < chunks) store_state((chunk + 1) & 1);
+    if (outputs && chunk + 1 < chunks) store_state((chunk + 1) & 1);
   }
 
   if (p.kv_out && (!p.only_last_out || segment + 1 == int(gridDim.y))) {

@@ -58,11 +58,11 @@ def segments(rows: int, length: int, processors: int, outputs: bool) -> int:
     chunks = max(1, -(-length // CHUNK))
 
     def cost(parts: int) -> float:
-        each = -(-chunks // parts)
+        each = -(-chunks // parts) + 8  # a block's start and end take about as long as 8 chunks
         waves = -(-rows * parts // slots)
         if not outputs:
-            return waves * each + (2 if parts > 1 else 0)
-        first = 0.0 if parts == 1 else 0.45 * -(-rows * (parts - 1) // slots) * each + 4
+            return waves * each + (16 if parts > 1 else 0)
+        first = 0.0 if parts == 1 else 0.45 * -(-rows * (parts - 1) // slots) * each + 16
         return waves * each + first
 
     return min(range(1, min(chunks, 64) + 1), key=cost)
