@@ -324,5 +324,7 @@ def gated_short_conv_step(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | N
     return y
 
 
-sliding_window_attention = reference.sliding_window_attention  # PyTorch's scaled-dot-product kernels, over blocks of the band
+sliding_window_attention = (
+    reference.sliding_window_attention
+)  # PyTorch's scaled-dot-product kernels, over blocks of the band
 sliding_window_step = reference.sliding_window_step

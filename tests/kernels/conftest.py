@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,17 @@ from jrt_eval.kernels.registry import BACKENDS
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-def live() -> list[tuple[str, str, str]]:
-    """(backend, device, instruction set) triples that can run on this machine."""
-    found = []
+def live() -> list[Any]:
+    """(backend, device, instruction set) triples that can run on this machine; "cuda" shows as skipped where it cannot."""
+    found: list[Any] = []
     for name, entry in BACKENDS.items():
-        if entry.missing is not None or (entry.device == "cuda" and not torch.cuda.is_available()):
+        if entry.device == "cuda" and (entry.missing is not None or not torch.cuda.is_available()):
+            why = "PyTorch sees no GPU" if entry.missing is None else entry.missing.partition(";")[0]
+            found.append(
+                pytest.param((name, "cuda", ""), marks=pytest.mark.skip(reason=f"no CUDA kernels here: {why}"))
+            )
+            continue
+        if entry.missing is not None:
             continue
         if name == "cpu":
             module = compiled.module()

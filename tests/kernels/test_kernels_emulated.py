@@ -1,0 +1,133 @@
+"""The CUDA kernels' sources, run on the processor by emulate.hpp: indices, fragments and barriers, where no GPU is."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kernel_oracle as oracle
+import pytest
+import torch
+from torch import Tensor
+
+from jrt_eval.kernels import TaylorState, feature_map, num_features, taylor_step
+
+ROOT = Path(__file__).parents[2]
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+Pointer, Int = ctypes.c_void_p, ctypes.c_int64
+
+
+def fields(names: str, kind: Any) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names.split()]
+
+
+# The structures of csrc/cuda/args.hpp.
+class View(ctypes.Structure):
+    _fields_ = [("data", Pointer), *fields("batch length head dim", Int)]
+
+
+class Linear(ctypes.Structure):
+    _fields_ = [
+        *fields("q k v", View),
+        *fields("y denominator kv_in k_in kv_out k_out mask decay scratch", Pointer),
+        *fields("batches length heads dim features head_dim segments", Int),
+        ("dtype", ctypes.c_int),
+        ("taylor", ctypes.c_bool),
+    ]
+
+
+class Step(ctypes.Structure):
+    _fields_ = [
+        *fields("q k v", View),
+        *fields("y kv k_sum decay", Pointer),
+        *fields("batches heads dim features head_dim", Int),
+        ("dtype", ctypes.c_int),
+    ]
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++ to build the emulation with")
+    library = tmp_path_factory.mktemp("emulated") / "kernels.so"
+    here = ["-I", str(ROOT / "tests" / "kernels"), "-I", str(ROOT / "csrc" / "cuda")]
+    build = [compiler, "-O1", "-std=c++17", "-DJRT_EMULATE", "-w", "-fPIC", "-shared", *here]
+    made = subprocess.run(
+        [*build, str(ROOT / "tests" / "kernels" / "emulate.cpp"), "-o", str(library)], capture_output=True, text=True
+    )
+    if "_Float16" in made.stderr:
+        pytest.skip("this g++ has no 16-bit floats")
+    assert made.returncode == 0, made.stderr
+    return ctypes.CDLL(str(library))
+
+
+def at(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def view(x: Tensor) -> View:
+    stride = x.stride() if x.dim() == 4 else (x.stride(0), 0, *x.stride()[1:])
+    return View(x.data_ptr(), *stride)
+
+
+def poison(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.full(shape, float("nan"), dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("fast", "dtype", "length", "d", "f", "segments", "masked"),
+    [
+        (True, torch.bfloat16, 130, 16, 64, 1, False),
+        (True, torch.bfloat16, 150, 16, 64, 2, True),
+        (True, torch.float16, 70, 16, 32, 1, True),
+        (True, torch.bfloat16, 66, 13, 100, 1, False),
+        (False, torch.float32, 70, 16, 20, 1, True),
+        (False, torch.bfloat16, 33, 5, 17, 1, False),
+    ],
+)
+def test_prefill(
+    emulated: ctypes.CDLL, fast: bool, dtype: torch.dtype, length: int, d: int, f: int, segments: int, masked: bool
+) -> None:
+    g = torch.Generator().manual_seed(length)
+    heads, n = 2, num_features(d)
+    q, k = (torch.randn(1, length, heads, d, generator=g).to(dtype) for _ in range(2))
+    v = (torch.randn(1, length, heads, f, generator=g) + 0.5).to(dtype)
+    ke, ve = (torch.randn(1, 40, heads, x, generator=g).to(dtype) for x in (d, f))
+    fe = feature_map(ke.double().transpose(1, 2))
+    kv = (fe.transpose(-1, -2) @ ve.double().transpose(1, 2)).float().contiguous()
+    k_sum = fe.sum(-2).float().contiguous()
+    mask = (torch.rand(1, length, generator=g) < 0.7).float() if masked else None
+    y, kv_out, k_out = poison(1, length, heads, f, dtype=dtype), poison(1, heads, n, f), poison(1, heads, n)
+    scratch = poison(heads * segments * n * (f + 1))
+    sizes = (1, length, heads, d, n, f, segments, DTYPES[dtype], True)
+    outputs = (at(y), 0, at(kv), at(k_sum), at(kv_out), at(k_out), at(mask), 0, at(scratch))
+    run = emulated.emulated_prefill if fast else emulated.emulated_generic
+    assert run(ctypes.byref(Linear(view(q), view(k), view(v), *outputs, *sizes))) == 0
+    assert oracle.error(y, oracle.taylor(q, k, v, (ke, ve), mask=mask)) < oracle.TOLERANCE[dtype]
+    fk = feature_map(k.double().transpose(1, 2))
+    if mask is not None:
+        fk = fk * mask[:, None, :, None]
+    bound = oracle.state_tolerance("cuda", dtype, d, f) if fast else 1e-5
+    assert oracle.error(kv_out, kv + fk.transpose(-1, -2) @ v.double().transpose(1, 2)) < bound
+    assert oracle.error(k_out, k_sum + fk.sum(-2)) < bound
+
+
+@pytest.mark.parametrize(("dtype", "d", "f"), [(torch.float32, 16, 64), (torch.bfloat16, 7, 33)])
+def test_step(emulated: ctypes.CDLL, dtype: torch.dtype, d: int, f: int) -> None:
+    g = torch.Generator().manual_seed(d)
+    n = num_features(d)
+    q, k = (torch.randn(2, 2, d, generator=g).to(dtype) for _ in range(2))
+    v = torch.randn(2, 2, f, generator=g).to(dtype)
+    state = TaylorState(torch.randn(2, 2, n, f, generator=g), torch.rand(2, 2, n, generator=g) + n)
+    want_state = TaylorState(state.kv.clone(), state.k.clone())
+    want = taylor_step(q, k, v, want_state, backend="torch")
+    y = poison(2, 2, f, dtype=dtype)
+    step = Step(view(q), view(k), view(v), at(y), at(state.kv), at(state.k), 0, 2, 2, d, n, f, DTYPES[dtype])
+    assert emulated.emulated_step(ctypes.byref(step)) == 0
+    assert oracle.error(y, want) < oracle.TOLERANCE[dtype]
+    assert oracle.error(state.kv, want_state.kv) < 1e-6
+    assert oracle.error(state.k, want_state.k) < 1e-6
