@@ -74,6 +74,13 @@ def _kernels() -> Finding:
     return Finding("kernels", status.compiled, status.text, status.mend)
 
 
+def _cuda_kernels() -> Finding:
+    from jrt_eval.kernels import compiled
+
+    text, _, mend = (compiled.cuda_missing or "compiled").partition("; ")
+    return Finding("cuda kernels", compiled.cuda_missing is None, text, mend)
+
+
 def _devices() -> list[Finding]:
     try:
         import torch
@@ -121,6 +128,7 @@ def examine() -> list[Finding]:
         Finding("python", True, python),
         *_lm_eval(),
         _kernels(),
+        _cuda_kernels(),
         *_devices(),
         _data(),
         *_optional(),
