@@ -6,6 +6,7 @@ Runs stock `lm_eval` with small local models on a read-once task and its read-tw
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -32,7 +33,8 @@ def run_lm_eval(model: str, tasks: str, output: Path, metadata: dict[str, str], 
     if limit:
         command += ["--limit", str(limit)]
     click.secho("$ " + " ".join(["lm_eval", *command[3:]]), bold=True)
-    if subprocess.run(command).returncode != 0:
+    # Everything is here: without this, a machine with no network waits for the hub's look-ups by name to time out.
+    if subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}).returncode != 0:
         raise UserError(f"lm_eval failed on {model}; its last lines stand above")
 
 
