@@ -14,10 +14,9 @@ from torch.autograd.graph import increment_version
 
 from jrt_eval.errors import UserError
 from jrt_eval.kernels import compiled, ops, reference
+from jrt_eval.kernels.arguments import DTYPES, address, gated_conv, gated_conv_step, learns, single
 from jrt_eval.kernels.features import num_features
 from jrt_eval.kernels.states import TaylorState, WindowState
-
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 _c: Any = compiled.module()
 _empty_like = torch.empty_like
@@ -26,15 +25,6 @@ _float32 = torch.float32
 _threads = torch.get_num_threads
 _grad_enabled = torch.is_grad_enabled
 _compiling = torch.compiler.is_compiling
-
-
-def _single(x: Tensor | None) -> Tensor | None:
-    """float32 and contiguous."""
-    return None if x is None else x.to(torch.float32).contiguous()
-
-
-def _at(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
 
 
 def _linear(
@@ -56,7 +46,7 @@ def _linear(
     denominator = v.new_empty(shape[:3] if taylor else (0,), dtype=torch.float32)
     kv_out = v.new_empty((batch, heads, n, head_dim), dtype=torch.float32)
     k_out = v.new_empty((batch, heads, n) if taylor else (0,), dtype=torch.float32)
-    kv, k_sum, mask, decay = _single(kv), _single(k_sum), _single(mask), _single(decay)
+    kv, k_sum, mask, decay = single(kv), single(k_sum), single(mask), single(decay)
     query = (0, 0, 0, 0, 0) if q is None else (q.data_ptr(), *q.stride())
     _c.linear_attention(
         *query,
@@ -66,12 +56,12 @@ def _linear(
         *v.stride(),
         y.data_ptr(),
         denominator.data_ptr() if q is not None and taylor else 0,
-        _at(kv),
-        _at(k_sum),
+        address(kv),
+        address(k_sum),
         kv_out.data_ptr(),
         k_out.data_ptr() if taylor else 0,
-        _at(mask),
-        _at(decay),
+        address(mask),
+        address(decay),
         batch,
         length,
         heads,
@@ -131,13 +121,12 @@ def _linear_backward(
     batch, length, heads, head_dim = v.shape
     dim = k.shape[3]
     n = num_features(dim) if taylor else dim
-    single = torch.float32
-    gq, gk = v.new_empty(q.shape, dtype=single), v.new_empty(k.shape, dtype=single)
-    gv = v.new_empty(v.shape, dtype=single)
-    g_kv = v.new_empty((batch, heads, n, head_dim), dtype=single)
-    g_k_sum = v.new_empty((batch, heads, n) if taylor else (0,), dtype=single)
-    kv, k_sum, mask, grad_k_sum = (_single(x) for x in (kv, k_sum, mask, grad_k_sum))
-    grad_kv = grad_kv.to(single).contiguous()
+    gq, gk = v.new_empty(q.shape, dtype=_float32), v.new_empty(k.shape, dtype=_float32)
+    gv = v.new_empty(v.shape, dtype=_float32)
+    g_kv = v.new_empty((batch, heads, n, head_dim), dtype=_float32)
+    g_k_sum = v.new_empty((batch, heads, n) if taylor else (0,), dtype=_float32)
+    kv, k_sum, mask, grad_k_sum = (single(x) for x in (kv, k_sum, mask, grad_k_sum))
+    grad_kv = grad_kv.to(_float32).contiguous()
     grad_y = grad_y.to(v.dtype)
     _c.linear_backward(
         q.data_ptr(),
@@ -149,17 +138,17 @@ def _linear_backward(
         *((0, 0, 0, 0, 0) if y is None else (y.data_ptr(), *y.stride())),
         grad_y.data_ptr(),
         *grad_y.stride(),
-        _at(denominator),
-        _at(kv),
-        _at(k_sum),
-        _at(grad_kv),
-        _at(grad_k_sum),
+        address(denominator),
+        address(kv),
+        address(k_sum),
+        address(grad_kv),
+        address(grad_k_sum),
         gq.data_ptr(),
         gk.data_ptr(),
         gv.data_ptr(),
         g_kv.data_ptr(),
         g_k_sum.data_ptr() if taylor else 0,
-        _at(mask),
+        address(mask),
         batch,
         length,
         heads,
@@ -203,7 +192,7 @@ def _causal_product_backward(
 
 def _taylor_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Tensor | None) -> Tensor:
     batch, heads, n, head_dim = kv.shape
-    return _step(q, k, v, kv, k_sum, _single(decay), batch, heads, q.shape[2], n, head_dim, DTYPES[v.dtype])
+    return _step(q, k, v, kv, k_sum, single(decay), batch, heads, q.shape[2], n, head_dim, DTYPES[v.dtype])
 
 
 def _step(
@@ -279,7 +268,7 @@ def _quick_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, deca
         and not k_sum.requires_grad
         and (decay is None or (decay.shape == (heads,) and decay.is_cpu))
     ):
-        rates = None if decay is None else _single(decay)
+        rates = None if decay is None else single(decay)
         return _step(q, k, v, kv, k_sum, rates, batch, heads, dim, n, f, DTYPES[dtype])
     return None
 
@@ -310,10 +299,10 @@ def _window_attention(
         v.data_ptr(),
         *v.stride(),
         y.data_ptr(),
-        _at(ring_k),
-        _at(ring_v),
-        _at(seen),
-        _at(lengths),
+        address(ring_k),
+        address(ring_v),
+        address(seen),
+        address(lengths),
         out_k.data_ptr(),
         out_v.data_ptr(),
         out_seen.data_ptr(),
@@ -376,10 +365,10 @@ def _conv(
         *b.stride(),
         y.data_ptr(),
         weight.data_ptr(),
-        _at(bias),
-        _at(state_in),
+        address(bias),
+        address(state_in),
         state_out.data_ptr(),
-        _at(lengths),
+        address(lengths),
         batch,
         length,
         channels,
@@ -391,28 +380,13 @@ def _conv(
 
 
 def _gated_conv(
-    a: Tensor,
-    b: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: Tensor | None,
-    lengths: Tensor | None,
+    a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    last = a.new_empty((a.shape[0], weight.shape[-1] - 1, a.shape[2]), dtype=torch.float32)
-    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
-    return _conv(a, b, weight, bias, _single(state), last, lengths), last
+    return gated_conv(_conv, a, b, weight, bias, state, lengths)
 
 
 def _gated_conv_step(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> Tensor:
-    if state.dtype == torch.float32:
-        y = _conv(a[:, None], b[:, None], weight, bias, state, state, None)
-        if _grad_enabled():
-            increment_version(state)
-    else:
-        wide = state.to(torch.float32)
-        y = _conv(a[:, None], b[:, None], weight, bias, wide, wide, None)
-        state.copy_(wide)
-    return y[:, 0]
+    return gated_conv_step(_conv, a, b, weight, bias, state)
 
 
 def _implement() -> None:
@@ -436,23 +410,18 @@ _implement()
 _ops = torch.ops.jrt_eval
 
 
-def _learns(*tensors: Tensor | None) -> bool:
-    """Whether a gradient will be asked for."""
-    return _grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
 def taylor_linear_attention(
     q: Tensor, k: Tensor, v: Tensor, state: TaylorState | None, mask: Tensor | None, decay: Tensor | None
 ) -> tuple[Tensor, TaylorState]:
     kv, k_sum = (None, None) if state is None else state
-    if decay is not None and _learns(q, k, v, kv, k_sum):
+    if decay is not None and learns(q, k, v, kv, k_sum):
         return reference.taylor_linear_attention(q, k, v, state, mask, decay)
     y, kv_out, k_out, _ = _ops.taylor_prefill(q, k, v, kv, k_sum, mask, decay)
     return y, TaylorState(kv_out, k_out)
 
 
 def encode_prefix(k: Tensor, v: Tensor, mask: Tensor | None) -> TaylorState:
-    if _learns(k, v):
+    if learns(k, v):
         return reference.encode_prefix(k, v, mask)
     return TaylorState(*_ops.taylor_encode(k, v, mask))
 
@@ -475,7 +444,7 @@ def sliding_window_attention(
     q: Tensor, k: Tensor, v: Tensor, window: int, state: WindowState | None, lengths: Tensor | None
 ) -> tuple[Tensor, WindowState]:
     ring_k, ring_v, seen = (None, None, None) if state is None else state
-    if _learns(q, k, v, ring_k, ring_v):
+    if learns(q, k, v, ring_k, ring_v):
         return reference.sliding_window_attention(q, k, v, window, state, lengths)
     y, *final = _ops.window_attention(q, k, v, window, ring_k, ring_v, seen, lengths)
     return y, WindowState(*final)
@@ -489,7 +458,7 @@ def sliding_window_step(q: Tensor, k: Tensor, v: Tensor, state: WindowState) -> 
 def gated_short_conv(
     a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    if _learns(a, b, weight, bias, state):
+    if learns(a, b, weight, bias, state):
         return reference.gated_short_conv(a, b, weight, bias, state, lengths)
     y, last = _ops.gated_conv(a, b, weight, bias, state, lengths)
     return y, last

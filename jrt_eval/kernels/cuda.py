@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from jrt_eval.kernels import compiled, ops, reference
+from jrt_eval.kernels.arguments import DTYPES, address, gated_conv, gated_conv_step, learns, single
 from jrt_eval.kernels.features import num_features
 from jrt_eval.kernels.states import TaylorState
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 CHUNK = 64  # tokens that a block takes at a time
 FAST_FEATURE_DIM, FAST_HEAD_DIM = 16, 128  # what the tensor-core kernel holds
 STEP_FEATURE_DIM, STEP_HEAD_DIM = 32, 256  # what the decode step holds
@@ -26,15 +26,6 @@ STEP_FEATURE_DIM, STEP_HEAD_DIM = 32, 256  # what the decode step holds
 _c: Any = compiled.cuda_module()
 _grad_enabled = torch.is_grad_enabled
 _compiling = torch.compiler.is_compiling
-
-
-def _single(x: Tensor | None) -> Tensor | None:
-    """float32 and contiguous."""
-    return None if x is None else x.to(torch.float32).contiguous()
-
-
-def _at(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
 
 
 @cache
@@ -103,7 +94,7 @@ def _linear(
         kv_out = kv_out.zero_() if kv is None else kv_out.copy_(kv)
         k_out = k_out.zero_() if k_sum is None else k_out.copy_(k_sum)
         return y, kv_out, k_out, denominator
-    kv, k_sum, mask, decay = _single(kv), _single(k_sum), _single(mask), _single(decay)
+    kv, k_sum, mask, decay = single(kv), single(k_sum), single(mask), single(decay)
     fast = taylor and _fast(v, dim, decay)
     parts = segments(batch * heads, length, _facts(v.device.index)[0], q is not None) if fast else 1
     scratch = v.new_empty(batch * heads * parts * n * (head_dim + 1) if parts > 1 else 0, dtype=torch.float32)
@@ -116,12 +107,12 @@ def _linear(
             *v.stride(),
             y.data_ptr() if q is not None else 0,
             denominator.data_ptr() if normaliser else 0,
-            _at(kv),
-            _at(k_sum) if taylor else 0,
+            address(kv),
+            address(k_sum) if taylor else 0,
             kv_out.data_ptr(),
             k_out.data_ptr() if taylor else 0,
-            _at(mask),
-            _at(decay),
+            address(mask),
+            address(decay),
             scratch.data_ptr() if parts > 1 else 0,
             batch,
             length,
@@ -165,7 +156,7 @@ def _taylor_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, dec
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
     if y.numel() == 0:
         return y
-    rates = _single(decay)  # held here while its address is used
+    rates = single(decay)  # held here while its address is used
     with torch.cuda.device(v.device):
         _c.step(
             q.data_ptr(),
@@ -177,7 +168,7 @@ def _taylor_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, dec
             y.data_ptr(),
             kv.data_ptr(),
             k_sum.data_ptr(),
-            _at(rates),
+            address(rates),
             batch,
             heads,
             q.shape[2],
@@ -214,10 +205,10 @@ def _conv(
             *b.stride(),
             y.data_ptr(),
             weight.data_ptr(),
-            _at(bias),
-            _at(state_in),
+            address(bias),
+            address(state_in),
             state_out.data_ptr(),
-            _at(lengths),
+            address(lengths),
             batch,
             length,
             channels,
@@ -229,28 +220,13 @@ def _conv(
 
 
 def _gated_conv(
-    a: Tensor,
-    b: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: Tensor | None,
-    lengths: Tensor | None,
+    a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    last = a.new_empty((a.shape[0], weight.shape[-1] - 1, a.shape[2]), dtype=torch.float32)
-    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
-    return _conv(a, b, weight, bias, _single(state), last, lengths), last
+    return gated_conv(_conv, a, b, weight, bias, state, lengths)
 
 
 def _gated_conv_step(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> Tensor:
-    if state.dtype == torch.float32:
-        y = _conv(a[:, None], b[:, None], weight, bias, state, state, None)
-        if _grad_enabled():
-            increment_version(state)
-    else:
-        wide = state.to(torch.float32)
-        y = _conv(a[:, None], b[:, None], weight, bias, wide, wide, None)
-        state.copy_(wide)
-    return y[:, 0]
+    return gated_conv_step(_conv, a, b, weight, bias, state)
 
 
 def _implement() -> None:
@@ -270,16 +246,11 @@ _implement()
 _ops = torch.ops.jrt_eval
 
 
-def _learns(*tensors: Tensor | None) -> bool:
-    """Whether a gradient will be asked for."""
-    return _grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
 def taylor_linear_attention(
     q: Tensor, k: Tensor, v: Tensor, state: TaylorState | None, mask: Tensor | None, decay: Tensor | None
 ) -> tuple[Tensor, TaylorState]:
     kv, k_sum = (None, None) if state is None else state
-    if _learns(q, k, v, kv, k_sum) or not fits(v, k.shape[3], True, decay):
+    if learns(q, k, v, kv, k_sum) or not fits(v, k.shape[3], True, decay):
         return reference.taylor_linear_attention(q, k, v, state, mask, decay)
     if _compiling():
         y, kv_out, k_out, _ = _ops.taylor_prefill(q, k, v, kv, k_sum, mask, decay)
@@ -289,22 +260,22 @@ def taylor_linear_attention(
 
 
 def encode_prefix(k: Tensor, v: Tensor, mask: Tensor | None) -> TaylorState:
-    if _learns(k, v) or not fits(v, k.shape[3], True):
+    if learns(k, v) or not fits(v, k.shape[3], True):
         return reference.encode_prefix(k, v, mask)
     return TaylorState(*(_ops.taylor_encode if _compiling() else _taylor_encode)(k, v, mask))
 
 
 def taylor_step(q: Tensor, k: Tensor, v: Tensor, state: TaylorState, decay: Tensor | None) -> Tensor:
     kv, k_sum = state
-    single = kv.dtype == torch.float32 and k_sum.dtype == torch.float32
-    if not single or q.shape[-1] > STEP_FEATURE_DIM or v.shape[-1] > STEP_HEAD_DIM:
+    exact = kv.dtype == torch.float32 and k_sum.dtype == torch.float32
+    if not exact or q.shape[-1] > STEP_FEATURE_DIM or v.shape[-1] > STEP_HEAD_DIM:
         return reference.taylor_step(q, k, v, state, decay)
     y: Tensor = (_ops.taylor_step if _compiling() else _taylor_step)(q, k, v, kv, k_sum, decay)
     return y
 
 
 def causal_dot_product(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    if _learns(q, k, v, state) or not fits(v, k.shape[3], False):
+    if learns(q, k, v, state) or not fits(v, k.shape[3], False):
         return reference.causal_dot_product(q, k, v, state)
     y, final = (_ops.causal_product if _compiling() else _causal_product)(q, k, v, state)
     return y, final
@@ -313,7 +284,7 @@ def causal_dot_product(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None) ->
 def gated_short_conv(
     a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    if _learns(a, b, weight, bias, state):
+    if learns(a, b, weight, bias, state):
         return reference.gated_short_conv(a, b, weight, bias, state, lengths)
     y, last = (_ops.gated_conv if _compiling() else _gated_conv)(a, b, weight, bias, state, lengths)
     return y, last

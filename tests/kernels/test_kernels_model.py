@@ -9,28 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from jrt_eval.bench.model import JRT_360M
 from jrt_eval.kernels import registry
 from jrt_eval.models.model import JRTModel, ModelState, from_config
 
 SHAPE: dict[str, Any] = {
+    **JRT_360M,
     "n_embd": 32,
     "n_head": 4,
     "n_inner": 48,
-    "n_positions": 0,
-    "max_position_embeddings": 0,
     "vocab_size": 64,
-    "pad_vocab_size_multiple": 8,
-    "activation_function": "swiglu",
-    "rms_norm": True,
-    "residual_in_fp32": True,
-    "rotary_emb_fraction": 1,
-    "qkv_proj_bias": False,
-    "out_proj_bias": False,
-    "mlp_fc1_bias": False,
-    "mlp_fc2_bias": False,
-    "tie_word_embeddings": True,
     "n_layer": 3,
-    "mixer": {"_target_": "BaseConv", "expand_proj": 4, "use_bias": True},
     "alt_mixer_layers": [1],
     "alt_mixer_2": {"_target_": "SlidingAttention", "num_heads": 4, "window_size": 8},
     "alt_mixer_2_layers": [2],
