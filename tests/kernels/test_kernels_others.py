@@ -9,12 +9,14 @@ from kernel_oracle import TOLERANCE
 from torch import Tensor
 
 from jrt_eval.kernels import (
+    TaylorState,
     WindowState,
     causal_dot_product,
     gated_short_conv,
     gated_short_conv_step,
     sliding_window_attention,
     sliding_window_step,
+    taylor_step,
 )
 
 Where = tuple[str, str]
@@ -137,3 +139,32 @@ def test_conv_splits_steps_and_lengths_agree(where: Where) -> None:
         got = torch.cat([y1[row, :n], y2[row], y3[row][None]]).cpu()
         assert oracle.error(got, want) < 1e-5
         assert torch.equal(state[row].cpu(), x[0, -2:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_conv_step_updates_a_state_of_any_dtype(where: Where, dtype: torch.dtype) -> None:
+    backend, device = where
+    a, b = (normal(2, 12, device=device, seed=s) for s in range(2))
+    weight = normal(12, 3, device=device, seed=2)
+    before = normal(2, 2, 12, dtype=dtype, device=device, seed=3)
+    state = before.clone()
+    gated_short_conv_step(a, b, weight, None, state, backend=backend)
+    assert torch.equal(state, torch.stack([before[:, 1], a.to(dtype)], 1))
+
+
+def test_autograd_notices_states_written_in_place(where: Where) -> None:
+    """As with PyTorch's own in-place operators: a graph that has kept a state refuses to go back through the new one."""
+    backend, device = where
+    q, k, v = (normal(2, 3, dim, device=device, seed=dim) for dim in (4, 4, 8))
+    taylor = TaylorState(normal(2, 3, 15, 8, device=device), normal(2, 3, 15, device=device))
+    _, window = sliding_window_attention(*(x[:, None] for x in (q, k, k)), 4, backend=backend)
+    conv = normal(2, 2, 12, device=device)
+    kept = [*taylor, window.k, window.v, conv]
+    graphs = [(torch.ones((), device=device, requires_grad=True) * x).sum() for x in kept]
+    taylor_step(q, k, v, taylor, backend=backend)
+    sliding_window_step(q, k, k, window, backend=backend)
+    gated_short_conv_step(normal(2, 12, device=device), normal(2, 12, device=device), normal(12, 3, device=device), None, conv,
+                          backend=backend)  # fmt: skip
+    for graph in graphs:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            graph.backward()
