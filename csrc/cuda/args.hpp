@@ -13,9 +13,13 @@ struct View {
   int64_t batch, length, head, dim;  // strides
 };
 
-// Causal linear attention over a state; see prefill.cuh (16-bit inputs, feature dims to 16) and generic.cuh (all else).
+// Which kernel computes causal linear attention: generic.cuh (anything), prefill.cuh (16-bit inputs, feature dims to 16), hopper.cuh.
+enum Kernel : int { kGeneric = 0, kTensorCores = 1, kHopper = 2 };
+
+// Causal linear attention over a state.
 struct LinearArgs {
   View q, k, v;        // q.data null: only the final state is wanted
+  View k_enc, v_enc;   // an encoder's tokens, summed up before the first; data null: none; kHopper in one segment only
   void* y;             // (batch, length, heads, head_dim), contiguous
   float* denominator;  // (batch, length, heads), or null
   const float* kv_in;  // (batch, heads, features, head_dim), or null: zeros
@@ -23,9 +27,10 @@ struct LinearArgs {
   float* kv_out;       // or null: not wanted
   float* k_out;        // null where nothing is normalised
   const float* mask;   // (batch, length), or null
+  const float* mask_enc;  // (batch, length_enc), or null
   const float* decay;  // (heads), or null; generic only
   float* scratch;      // (batch * heads, segments, features * (head_dim + 1)), or null where segments is 1
-  int64_t batches, length, heads, dim, features, head_dim;
+  int64_t batches, length, length_enc, heads, dim, features, head_dim;
   int64_t segments;    // into how many parts a row is cut, each by its own block; 1 for generic
   int dtype;
   bool taylor;         // Taylor features of q and k, normalised; else q and k are the features
@@ -54,10 +59,13 @@ struct ConvArgs {
 
 using Stream = void*;  // a cudaStream_t
 
-int prefill(const LinearArgs&, Stream);
-int generic(const LinearArgs&, Stream);
+// cudaErrorNotSupported for a kernel that this build does not have.
+int linear(const LinearArgs&, Kernel, Stream);
 int step(const StepArgs&, Stream);
 int conv(const ConvArgs&, Stream);
+
+// Whether kHopper is in this build.
+bool has_hopper();
 
 // What an error number of the above means.
 const char* error_name(int error);

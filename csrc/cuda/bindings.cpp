@@ -23,12 +23,15 @@ void check(int error) {
 }
 
 void linear(Address q, Int qb, Int ql, Int qh, Int qd, Address k, Int kb, Int kl, Int kh, Int kd, Address v, Int vb, Int vl, Int vh,
-            Int vd, Address y, Address denominator, Address kv_in, Address k_in, Address kv_out, Address k_out, Address mask,
-            Address decay, Address scratch, Int batches, Int length, Int heads, Int dim, Int features, Int head_dim, Int segments,
-            int dtype, bool taylor, bool fast, Address stream) {
+            Int vd, Address k_enc, Int keb, Int kel, Int keh, Int ked, Address v_enc, Int veb, Int vel, Int veh, Int ved, Address y,
+            Address denominator, Address kv_in, Address k_in, Address kv_out, Address k_out, Address mask, Address mask_enc, Address decay,
+            Address scratch, Int batches, Int length, Int length_enc, Int heads, Int dim, Int features, Int head_dim, Int segments,
+            int dtype, bool taylor, int kernel, Address stream) {
   const jrt_cuda::LinearArgs p{{pointer<void>(q), qb, ql, qh, qd},
                                {pointer<void>(k), kb, kl, kh, kd},
                                {pointer<void>(v), vb, vl, vh, vd},
+                               {pointer<void>(k_enc), keb, kel, keh, ked},
+                               {pointer<void>(v_enc), veb, vel, veh, ved},
                                pointer<void>(y),
                                pointer<float>(denominator),
                                pointer<float>(kv_in),
@@ -36,10 +39,12 @@ void linear(Address q, Int qb, Int ql, Int qh, Int qd, Address k, Int kb, Int kl
                                pointer<float>(kv_out),
                                pointer<float>(k_out),
                                pointer<float>(mask),
+                               pointer<float>(mask_enc),
                                pointer<float>(decay),
                                pointer<float>(scratch),
                                batches,
                                length,
+                               length_enc,
                                heads,
                                dim,
                                features,
@@ -47,7 +52,7 @@ void linear(Address q, Int qb, Int ql, Int qh, Int qd, Address k, Int kb, Int kl
                                segments,
                                dtype,
                                taylor};
-  check((fast ? jrt_cuda::prefill : jrt_cuda::generic)(p, pointer<void>(stream)));
+  check(jrt_cuda::linear(p, jrt_cuda::Kernel(kernel), pointer<void>(stream)));
 }
 
 // The state is written while the other tensors are read.
@@ -102,7 +107,8 @@ void conv(Address a, Int ab, Int al, Int ac, Address b, Int bb, Int bl, Int bc, 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of jrt-eval; call them through jrt_eval.kernels.";
   // Raised by one whenever a signature changes, so that a stale build is named instead of crashing.
-  m.attr("ABI") = 1;
+  m.attr("ABI") = 2;
+  m.attr("HOPPER") = jrt_cuda::has_hopper();
   m.def("linear", &linear);
   m.def("step", &step);
   m.def("conv", &conv);

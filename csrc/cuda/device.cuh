@@ -60,6 +60,12 @@ JRT_DEVICE uint32_t mul2(uint32_t a, uint32_t b) {
   return out;
 }
 
+// One of the two bf16 of a register.
+JRT_DEVICE float half_of(uint32_t x, int which) { return __uint_as_float(which ? x & 0xffff0000u : x << 16); }
+
+JRT_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
+JRT_DEVICE float float_of(uint32_t x) { return __uint_as_float(x); }
+
 // The high half of a and the low half of b.
 JRT_DEVICE uint32_t straddle(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5432); }
 
@@ -100,6 +106,12 @@ JRT_DEVICE void load_transposed(uint32_t (&r)[2], const void* row) {
                : "memory");
 }
 
+JRT_DEVICE float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+JRT_DEVICE void warp_barrier() { __syncwarp(); }
 JRT_DEVICE uint32_t from_lane(uint32_t x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 JRT_DEVICE uint32_t from_xor(uint32_t x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 JRT_DEVICE float from_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
@@ -126,6 +138,18 @@ template <typename T>
 JRT_DEVICE uint32_t pack_as(float low, float high) { return pack(low, high); }
 template <>
 JRT_DEVICE uint32_t pack_as<f16>(float low, float high) { return pack_f16(low, high); }
+
+// Four registers of each lane of a quad, seen as a 4 x 4 matrix (lane, register), transposed: lane t has columns 2t, 2t + 1 of four
+// tiles of a row of accumulators, and gets all eight columns of tile t.
+JRT_DEVICE void transpose_quad(uint32_t (&r)[4], int t) {
+  const bool odd = t & 1, last = t & 2;
+  const uint32_t one = from_xor(odd ? r[0] : r[1], 1), two = from_xor(odd ? r[2] : r[3], 1);
+  (odd ? r[0] : r[1]) = one;
+  (odd ? r[2] : r[3]) = two;
+  const uint32_t three = from_xor(last ? r[0] : r[2], 2), four = from_xor(last ? r[1] : r[3], 2);
+  (last ? r[0] : r[2]) = three;
+  (last ? r[1] : r[3]) = four;
+}
 
 // The place of the second-order feature x_i x_j among the features of jrt_eval/kernels/features.py: the constant, x_i, then
 // x_i x_{(i+s) mod d} for s = 0 ... d/2.

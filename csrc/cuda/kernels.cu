@@ -4,6 +4,7 @@
 
 #include "conv.cuh"
 #include "generic.cuh"
+#include "hopper.cuh"
 #include "prefill.cuh"
 #include "step.cuh"
 
@@ -18,21 +19,43 @@ int allow_shared(Kernel kernel, size_t bytes) {
   return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
 }
 
-template <typename T, int F, bool outputs>
-int launch_prefill(const PrefillParams& p, int64_t segments, cudaStream_t stream) {
-  const size_t bytes = sizeof(PrefillShared<T, F>);
-  if (const int error = allow_shared(prefill_kernel<T, F, outputs>, bytes)) return error;
-  const dim3 grid(unsigned(p.a.batches * p.a.heads), unsigned(segments));
-  JRT_LAUNCH((prefill_kernel<T, F, outputs>), grid, F * 2, bytes, stream, p);
-  return cudaGetLastError();
-}
-
 bool aligned(const View& x) {
   return x.dim == 1 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.batch % 8 == 0 && x.length % 8 == 0 && x.head % 8 == 0;
 }
 
 template <typename T, int F>
-int prefill_of(const LinearArgs& a, cudaStream_t stream) {
+struct TensorCores {
+  template <bool outputs>
+  static int launch(const PrefillParams& p, int64_t segments, cudaStream_t stream) {
+    const size_t bytes = sizeof(PrefillShared<T, F>);
+    if (const int error = allow_shared(prefill_kernel<T, F, outputs>, bytes)) return error;
+    const dim3 grid(unsigned(p.a.batches * p.a.heads), unsigned(segments));
+    JRT_LAUNCH((prefill_kernel<T, F, outputs>), grid, F * 2, bytes, stream, p);
+    return cudaGetLastError();
+  }
+};
+
+#ifdef JRT_HOPPER
+struct Hopper {
+  template <bool outputs, bool masked>
+  static int launch_as(const PrefillParams& p, int64_t segments, cudaStream_t stream) {
+    const size_t bytes = sizeof(HopperShared);
+    if (const int error = allow_shared(hopper_kernel<outputs, masked>, bytes)) return error;
+    const dim3 grid(unsigned(p.a.batches * p.a.heads), unsigned(segments), unsigned((p.a.head_dim + kColumns - 1) / kColumns));
+    JRT_LAUNCH((hopper_kernel<outputs, masked>), grid, kHopperThreads, bytes, stream, p);
+    return cudaGetLastError();
+  }
+  template <bool outputs>
+  static int launch(const PrefillParams& p, int64_t segments, cudaStream_t stream) {
+    if (p.a.mask || p.a.mask_enc) return launch_as<outputs, true>(p, segments, stream);
+    return launch_as<outputs, false>(p, segments, stream);
+  }
+};
+#endif
+
+// A row as one block walks over it, or cut into segments: the sums of each but the last, then what comes before each, then the outputs.
+template <typename Kernel>
+int prefill(const LinearArgs& a, cudaStream_t stream) {
   const int64_t heads = a.batches * a.heads, kv = a.features * a.head_dim, both = kv + a.features;
   PrefillParams p{};
   p.a = a;
@@ -54,9 +77,8 @@ int prefill_of(const LinearArgs& a, cudaStream_t stream) {
   p.k_out_head = a.features;
   p.only_last_out = true;
   if (segments == 1) {
-    return outputs ? launch_prefill<T, F, true>(p, 1, stream) : launch_prefill<T, F, false>(p, 1, stream);
+    return outputs ? Kernel::template launch<true>(p, 1, stream) : Kernel::template launch<false>(p, 1, stream);
   }
-  // The sums of each segment, then what comes before each, then the outputs.
   PrefillParams sums = p;
   sums.kv_in = sums.k_in = nullptr;
   sums.kv_out = a.scratch;
@@ -65,7 +87,7 @@ int prefill_of(const LinearArgs& a, cudaStream_t stream) {
   sums.kv_out_segment = sums.k_out_segment = both;
   sums.only_last_out = false;
   const int64_t filled = outputs ? segments - 1 : segments;
-  if (const int error = launch_prefill<T, F, false>(sums, filled, stream)) return error;
+  if (const int error = Kernel::template launch<false>(sums, filled, stream)) return error;
   const dim3 grid(unsigned(heads), unsigned((both + 255) / 256));
   JRT_LAUNCH((prefix_sums), grid, 256, 0, stream, a.scratch, a.kv_in, a.k_in, outputs ? nullptr : a.kv_out, outputs ? nullptr : a.k_out,
                                         int(filled), int(segments), int(both), int(kv));
@@ -75,14 +97,14 @@ int prefill_of(const LinearArgs& a, cudaStream_t stream) {
   p.k_in = a.scratch + kv;
   p.kv_in_head = p.k_in_head = segments * both;
   p.kv_in_segment = p.k_in_segment = both;
-  return launch_prefill<T, F, true>(p, segments, stream);
+  return Kernel::template launch<true>(p, segments, stream);
 }
 
 template <typename T>
 int prefill_as(const LinearArgs& a, cudaStream_t stream) {
-  if (a.head_dim <= 32) return prefill_of<T, 32>(a, stream);
-  if (a.head_dim <= 64) return prefill_of<T, 64>(a, stream);
-  return prefill_of<T, 128>(a, stream);
+  if (a.head_dim <= 32) return prefill<TensorCores<T, 32>>(a, stream);
+  if (a.head_dim <= 64) return prefill<TensorCores<T, 64>>(a, stream);
+  return prefill<TensorCores<T, 128>>(a, stream);
 }
 
 template <typename T>
@@ -121,12 +143,26 @@ int64_t generic_shared(int64_t dim, int64_t features, bool taylor) {
   return int64_t(GenericLayout(int(dim), int(features), taylor).total) * int64_t(sizeof(float));
 }
 
-int prefill(const LinearArgs& a, Stream stream) {
-  if (a.dtype == kBFloat16) return prefill_as<bf16>(a, stream_of(stream));
-  return prefill_as<f16>(a, stream_of(stream));
+bool has_hopper() {
+#ifdef JRT_HOPPER
+  return true;
+#else
+  return false;
+#endif
 }
 
-int generic(const LinearArgs& a, Stream stream) {
+int linear(const LinearArgs& a, Kernel kernel, Stream stream) {
+  if (kernel == kTensorCores) {
+    if (a.dtype == kBFloat16) return prefill_as<bf16>(a, stream_of(stream));
+    return prefill_as<f16>(a, stream_of(stream));
+  }
+  if (kernel == kHopper) {
+#ifdef JRT_HOPPER
+    return prefill<Hopper>(a, stream_of(stream));
+#else
+    return cudaErrorNotSupported;
+#endif
+  }
   if (a.dtype == kFloat32) return generic_as<float>(a, stream_of(stream));
   if (a.dtype == kBFloat16) return generic_as<bf16>(a, stream_of(stream));
   return generic_as<f16>(a, stream_of(stream));

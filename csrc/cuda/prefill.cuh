@@ -364,17 +364,10 @@ prefill_kernel(const PrefillParams p) {
           whole += from_xor(whole, 2);
           whole += constant[F];
           const float inverse = 1.f / (whole + kEps);
-          // Lane t of a quad has columns 2t, 2t + 1 of four tiles of 8; afterwards all 8 columns of tile t.
           uint32_t r[4];
 #pragma unroll
           for (int j = 0; j < 4; ++j) r[j] = pack_as<T>(o[m][j][2 * up] * inverse, o[m][j][2 * up + 1] * inverse);
-          const bool odd = t & 1, last = t & 2;
-          const uint32_t one = from_xor(odd ? r[0] : r[1], 1), two = from_xor(odd ? r[2] : r[3], 1);
-          (odd ? r[0] : r[1]) = one;
-          (odd ? r[2] : r[3]) = two;
-          const uint32_t three = from_xor(last ? r[0] : r[2], 2), four = from_xor(last ? r[1] : r[3], 2);
-          (last ? r[0] : r[2]) = three;
-          (last ? r[1] : r[3]) = four;
+          transpose_quad(r, t);
           const int64_t token = begin + int64_t(chunk) * kChunk + tile * 16 + g + 8 * up;
           if (token < end) {
             const int first = column + 8 * t;

@@ -70,6 +70,50 @@ def encode_prefix(k: Tensor, v: Tensor, mask: Tensor | None = None, *, backend: 
     return final
 
 
+def prefix_linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_enc: Tensor,
+    v_enc: Tensor,
+    *,
+    mask: Tensor | None = None,
+    mask_enc: Tensor | None = None,
+    decay: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, TaylorState]:
+    """Prefill of prefix linear attention (Just read twice, arXiv 2407.05483, section 4): every token sees the whole encoded prefix.
+
+    The same as `taylor_linear_attention` from the state of `encode_prefix`, in one go where a backend can.
+
+    Args:
+        q, k: (batch, length, heads, feature_dim)
+        v: (batch, length, heads, head_dim)
+        k_enc, v_enc: (batch, prefix length, heads, feature_dim and head_dim)
+        mask, mask_enc: (batch, length), (batch, prefix length); where they are 0, keys and values contribute nothing
+        decay: (heads,), as in `taylor_linear_attention`; the prefix's sums decay from the first token on
+
+    Returns:
+        y (batch, length, heads, head_dim) in v's dtype, and the final state.
+    """
+    name = "prefix_linear_attention"
+    checks.qkv(name, q, k, v, 4)
+    checks.qkv(name, k_enc, k_enc, v_enc, 4)
+    checks.same_kind(name, v, v_enc)
+    if (v.shape[0], *k.shape[2:], v.shape[3]) != (v_enc.shape[0], *k_enc.shape[2:], v_enc.shape[3]):
+        checks.fail(
+            f"{name}: k_enc {tuple(k_enc.shape)} and v_enc {tuple(v_enc.shape)} differ from k {tuple(k.shape)} and "
+            f"v {tuple(v.shape)} in more than length"
+        )
+    for which, given, like in (("mask", mask, v), ("mask_enc", mask_enc, v_enc)):
+        if given is not None:
+            checks.shaped(name, which, given, (like.shape[0], like.shape[1]), v.device)
+    if decay is not None:
+        checks.shaped(name, "decay", decay, (v.shape[2],), v.device)
+    y, final = select(name, v, backend)(q, k, v, k_enc, v_enc, mask, mask_enc, decay)
+    return y, final
+
+
 def taylor_step(
     q: Tensor, k: Tensor, v: Tensor, state: TaylorState, *, decay: Tensor | None = None, backend: str = "auto"
 ) -> Tensor:

@@ -13,7 +13,7 @@ from jrt_eval.errors import UserError
 
 # What csrc/bindings.cpp and csrc/cuda/bindings.cpp must say they are; both go up together whenever a signature changes.
 ABI = 3
-CUDA_ABI = 1
+CUDA_ABI = 2
 
 INSTALL = "reinstall jrt-eval where a C++17 compiler is (pip install --force-reinstall --no-deps jrt-eval), or use backend='torch'"
 

@@ -426,6 +426,19 @@ def encode_prefix(k: Tensor, v: Tensor, mask: Tensor | None) -> TaylorState:
     return TaylorState(*_ops.taylor_encode(k, v, mask))
 
 
+def prefix_linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_enc: Tensor,
+    v_enc: Tensor,
+    mask: Tensor | None,
+    mask_enc: Tensor | None,
+    decay: Tensor | None,
+) -> tuple[Tensor, TaylorState]:
+    return taylor_linear_attention(q, k, v, encode_prefix(k_enc, v_enc, mask_enc), mask, decay)
+
+
 def taylor_step(q: Tensor, k: Tensor, v: Tensor, state: TaylorState, decay: Tensor | None) -> Tensor:
     # Steps are for inference: past tracing there is nothing that PyTorch's dispatcher would add.
     y: Tensor = (_ops.taylor_step if _compiling() else _taylor_step)(q, k, v, state[0], state[1], decay)

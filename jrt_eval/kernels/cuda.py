@@ -1,8 +1,9 @@
 """The CUDA kernels: tensors in, pointers and the current stream to csrc/cuda, and the functions that `registry` lists as backend "cuda".
 
 16-bit inputs of feature dims to 16 and head dims to 128 go over the tensor cores, with features rounded to bfloat16 and sums in
-float32; float32 inputs, wider features and decay take an exact, slower kernel. Sliding windows, sizes that neither holds, and whatever
-needs a gradient take the PyTorch reference. Arguments have been checked in `api`.
+float32: bfloat16 of feature dim 16 on a Hopper GPU by a kernel of its own, the others by one for any GPU. float32 inputs, wider
+features and decay take an exact, slower kernel. Sliding windows, sizes that none holds, and whatever needs a gradient take the PyTorch
+reference. Arguments have been checked in `api`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from jrt_eval.kernels.states import TaylorState
 
 CHUNK = 64  # tokens that a block takes at a time
 FAST_FEATURE_DIM, FAST_HEAD_DIM = 16, 128  # what the tensor-core kernel holds
+GENERIC, TENSOR_CORES, HOPPER = 0, 1, 2  # csrc/cuda/args.hpp's kernels
+HOPPER_COLUMNS = 64  # of a head, per block
+NOWHERE = (0, 0, 0, 0, 0)  # a tensor that is not given
 STEP_FEATURE_DIM, STEP_HEAD_DIM = 32, 256  # what the decode step holds
 
 _c: Any = compiled.cuda_module()
@@ -29,38 +33,46 @@ _compiling = torch.compiler.is_compiling
 
 
 @cache
-def _facts(index: int) -> tuple[int, int]:
-    """Multiprocessors of a device, and how many bytes of shared memory one block may have."""
+def _facts(index: int) -> tuple[int, int, bool]:
+    """Multiprocessors of a device, how many bytes of shared memory one block may have, and whether the Hopper kernel runs there."""
     properties: Any = torch.cuda.get_device_properties(index)
-    return properties.multi_processor_count, properties.shared_memory_per_block_optin
+    hopper = _c.HOPPER and (properties.major, properties.minor) == (9, 0)
+    return properties.multi_processor_count, properties.shared_memory_per_block_optin, hopper
 
 
 def _stream(x: Tensor) -> int:
     return torch.cuda.current_stream(x.device).cuda_stream
 
 
-def segments(rows: int, length: int, processors: int, outputs: bool) -> int:
-    """Into how many parts each of `rows` (batch x heads) sequences is cut, so that there is work for all multiprocessors.
+def segments(rows: int, length: int, processors: int) -> int:
+    """Into how many parts each of `rows` sequences is cut, so that there is work for all multiprocessors.
 
-    Two blocks fit on a multiprocessor. Cutting costs a pass that sums the keys and values of all parts but the last, about 0.45 of
-    the work of a pass with outputs; that is weighed against blocks that stand idle.
+    Two blocks fit on a multiprocessor; one round of them, and four chunks or more for each, was fastest at every size that was measured.
+    Cutting costs a second pass over all keys and values but the last part's.
     """
-    slots = 2 * processors
-    chunks = max(1, -(-length // CHUNK))
-
-    def cost(parts: int) -> float:
-        each = -(-chunks // parts) + 8  # a block's start and end take about as long as 8 chunks
-        waves = -(-rows * parts // slots)
-        if not outputs:
-            return waves * each + (16 if parts > 1 else 0)
-        first = 0.0 if parts == 1 else 0.45 * -(-rows * (parts - 1) // slots) * each + 16
-        return waves * each + first
-
-    return min(range(1, min(chunks, 64) + 1), key=cost)
+    return max(1, min(2 * processors // rows, length // (4 * CHUNK)))
 
 
 def _fast(v: Tensor, dim: int, decay: Tensor | None) -> bool:
     return v.dtype != torch.float32 and dim <= FAST_FEATURE_DIM and v.shape[-1] <= FAST_HEAD_DIM and decay is None
+
+
+def _aligned(x: Tensor | None) -> bool:
+    """Whether the numbers of one token and head lie side by side, in whole blocks of 16 bytes (eight of bfloat16)."""
+    if x is None:
+        return True
+    batch, length, heads, dim = x.stride()
+    return dim == 1 and (batch | length | heads) % 8 == 0 and x.data_ptr() % 16 == 0
+
+
+def _kernel(v: Tensor, dim: int, decay: Tensor | None, *others: Tensor | None) -> int:
+    """Which kernel computes Taylor linear attention of these sizes; `others` are q and the keys and values besides v."""
+    if not _fast(v, dim, decay):
+        return GENERIC
+    hopper = v.dtype == torch.bfloat16 and dim == FAST_FEATURE_DIM and v.shape[-1] > 32 and v.shape[-1] % 8 == 0
+    if hopper and _facts(v.device.index)[2] and _aligned(v) and all(map(_aligned, others)):
+        return HOPPER
+    return TENSOR_CORES
 
 
 def fits(v: Tensor, dim: int, taylor: bool, decay: Tensor | None = None) -> bool:
@@ -69,6 +81,10 @@ def fits(v: Tensor, dim: int, taylor: bool, decay: Tensor | None = None) -> bool
         return True
     features = num_features(dim) if taylor else dim
     return bool(_c.generic_shared(dim, features, taylor) <= _facts(v.device.index)[1])
+
+
+def _view(x: Tensor | None) -> tuple[int, ...]:
+    return NOWHERE if x is None else (x.data_ptr(), *x.stride())
 
 
 def _linear(
@@ -81,11 +97,24 @@ def _linear(
     decay: Tensor | None,
     taylor: bool,
     normaliser: bool,
+    prefix: tuple[Tensor, Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, kv, k_sum and denominator (filled where `normaliser`); without q only kv and k_sum, without Taylor features only y and kv."""
+    """y, kv, k_sum and denominator (filled where `normaliser`); without q only kv and k_sum, without Taylor features only y and kv.
+
+    `prefix`: keys, values and mask of an encoder, whose sums come before the first token; instead of kv and k_sum.
+    """
     batch, length, heads, head_dim = v.shape
     dim = k.shape[3]
     n = num_features(dim) if taylor else dim
+    k_enc, v_enc, mask_enc = (None, None, None) if prefix is None else prefix
+    kernel = _kernel(v, dim, decay, q, k, k_enc, v_enc) if taylor else GENERIC
+    parts = 1
+    if kernel != GENERIC:
+        rows = batch * heads * (-(-head_dim // HOPPER_COLUMNS) if kernel == HOPPER else 1)
+        parts = segments(rows, length, _facts(v.device.index)[0])
+    if k_enc is not None and v_enc is not None and (kernel != HOPPER or parts > 1 or not k_enc.numel() or not v.numel()):
+        _, kv, k_sum, _ = _linear(None, k_enc, v_enc, None, None, mask_enc, None, True, False)
+        k_enc = v_enc = mask_enc = None
     y = v.new_empty(v.shape if q is not None else (0,))
     denominator = v.new_empty(v.shape[:3] if normaliser else (0,), dtype=torch.float32)
     kv_out = v.new_empty((batch, heads, n, head_dim), dtype=torch.float32)
@@ -94,17 +123,15 @@ def _linear(
         kv_out = kv_out.zero_() if kv is None else kv_out.copy_(kv)
         k_out = k_out.zero_() if k_sum is None else k_out.copy_(k_sum)
         return y, kv_out, k_out, denominator
-    kv, k_sum, mask, decay = single(kv), single(k_sum), single(mask), single(decay)
-    fast = taylor and _fast(v, dim, decay)
-    parts = segments(batch * heads, length, _facts(v.device.index)[0], q is not None) if fast else 1
+    kv, k_sum, mask, mask_enc, decay = (single(x) for x in (kv, k_sum, mask, mask_enc, decay))
     scratch = v.new_empty(batch * heads * parts * n * (head_dim + 1) if parts > 1 else 0, dtype=torch.float32)
     with torch.cuda.device(v.device):
         _c.linear(
-            *((0, 0, 0, 0, 0) if q is None else (q.data_ptr(), *q.stride())),
-            k.data_ptr(),
-            *k.stride(),
-            v.data_ptr(),
-            *v.stride(),
+            *_view(q),
+            *_view(k),
+            *_view(v),
+            *_view(k_enc),
+            *_view(v_enc),
             y.data_ptr() if q is not None else 0,
             denominator.data_ptr() if normaliser else 0,
             address(kv),
@@ -112,10 +139,12 @@ def _linear(
             kv_out.data_ptr(),
             k_out.data_ptr() if taylor else 0,
             address(mask),
+            address(mask_enc),
             address(decay),
             scratch.data_ptr() if parts > 1 else 0,
             batch,
             length,
+            0 if v_enc is None else v_enc.shape[1],
             heads,
             dim,
             n,
@@ -123,7 +152,7 @@ def _linear(
             parts,
             DTYPES[v.dtype],
             taylor,
-            fast,
+            kernel,
             _stream(v),
         )
     return y, kv_out, k_out, denominator
@@ -256,6 +285,22 @@ def taylor_linear_attention(
         y, kv_out, k_out, _ = _ops.taylor_prefill(q, k, v, kv, k_sum, mask, decay)
     else:
         y, kv_out, k_out, _ = _linear(q, k, v, kv, k_sum, mask, decay, True, False)
+    return y, TaylorState(kv_out, k_out)
+
+
+def prefix_linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_enc: Tensor,
+    v_enc: Tensor,
+    mask: Tensor | None,
+    mask_enc: Tensor | None,
+    decay: Tensor | None,
+) -> tuple[Tensor, TaylorState]:
+    if _compiling() or learns(q, k, v, k_enc, v_enc) or not fits(v, k.shape[3], True, decay):
+        return taylor_linear_attention(q, k, v, encode_prefix(k_enc, v_enc, mask_enc), mask, decay)
+    y, kv_out, k_out, _ = _linear(q, k, v, None, None, mask, decay, True, False, (k_enc, v_enc, mask_enc))
     return y, TaylorState(kv_out, k_out)
 
 

@@ -93,6 +93,19 @@ def encode_prefix(k: Tensor, v: Tensor, mask: Tensor | None) -> TaylorState:
 
 
 @torch.no_grad()
+def prefix_linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_enc: Tensor,
+    v_enc: Tensor,
+    mask: Tensor | None,
+    mask_enc: Tensor | None,
+    decay: Tensor | None,
+) -> tuple[Tensor, TaylorState]:
+    return taylor_linear_attention(q, k, v, encode_prefix(k_enc, v_enc, mask_enc), mask, decay)
+
+
 def taylor_step(q: Tensor, k: Tensor, v: Tensor, state: TaylorState, decay: Tensor | None) -> Tensor:
     wide = state.kv.dtype
     fq, fk = feature_map(q.to(wide)), feature_map(k.to(wide))

@@ -22,6 +22,7 @@ log = logging.getLogger("jrt_eval.kernels")
 OPERATORS = (
     "taylor_linear_attention",
     "encode_prefix",
+    "prefix_linear_attention",
     "taylor_step",
     "causal_dot_product",
     "sliding_window_attention",

@@ -134,8 +134,8 @@ class LinearAttention(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[:-1], self.heads, -1)
 
-    def _encode(self, x: Tensor, at: At) -> TaylorState | None:
-        """The sums over the encoder's region, or None where nothing is encoded."""
+    def _prefix(self, x: Tensor, at: At) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The encoder's keys, values and mask over its region, or None where nothing is encoded."""
         if not self.enc_length or not at.max_encoded or at.encoded is None:
             return None
         x = x[:, : at.max_encoded]
@@ -143,21 +143,29 @@ class LinearAttention(nn.Module):
         place = torch.arange(x.shape[1], device=x.device)
         if at.pads is not None and self.mask_pads:
             ke = ke.masked_fill((place < at.pads[:, None])[..., None, None], 0)
-        with _no_autocast(x):
-            return kernels.encode_prefix(ke, ve, place < at.encoded[:, None], backend=at.backend)
+        return ke, ve, place < at.encoded[:, None]
 
     def forward(
         self, x: Tensor, state: TaylorState | None, at: At, decay: Tensor | None = None
     ) -> tuple[Tensor, TaylorState]:
         q, k, v = self._split(self.proj_q(x)), self._split(self.proj_k(x)), self._split(self.proj_v(x))
+        prefix = None
         if state is None:
-            state = self._encode(x, at)
+            prefix = self._prefix(x, at)
             if at.pads is not None and self.enc_length and self.mask_pads:
                 place = torch.arange(x.shape[1], device=x.device)
                 k = k.masked_fill((place < at.pads[:, None])[..., None, None], 0)
         scale = None if self.decay_proj is None else self.decay_proj(x)
         with _no_autocast(x):
-            y, new = kernels.taylor_linear_attention(q, k, v, state, mask=at.mask(), decay=decay, backend=at.backend)
+            if prefix is None:
+                y, new = kernels.taylor_linear_attention(
+                    q, k, v, state, mask=at.mask(), decay=decay, backend=at.backend
+                )
+            else:
+                ke, ve, encoded = prefix
+                y, new = kernels.prefix_linear_attention(
+                    q, k, v, ke, ve, mask=at.mask(), mask_enc=encoded, decay=decay, backend=at.backend
+                )
             if scale is not None:
                 y = y * scale.to(y.dtype)[..., None]
         return self.out_proj(y.flatten(-2)), new

@@ -2,7 +2,6 @@
 #include "kernels.cu"
 
 extern "C" {
-int emulated_prefill(const jrt_cuda::LinearArgs* a) { return jrt_cuda::prefill(*a, nullptr); }
-int emulated_generic(const jrt_cuda::LinearArgs* a) { return jrt_cuda::generic(*a, nullptr); }
+int emulated_linear(const jrt_cuda::LinearArgs* a, int kernel) { return jrt_cuda::linear(*a, jrt_cuda::Kernel(kernel), nullptr); }
 int emulated_step(const jrt_cuda::StepArgs* a) { return jrt_cuda::step(*a, nullptr); }
 }

@@ -35,13 +35,17 @@ struct float4 {
 struct uint4 {
   uint32_t x, y, z, w;
 };
+struct uint2 {
+  uint32_t x, y;
+};
+inline uint2 make_uint2(uint32_t a, uint32_t b) { return {a, b}; }
 inline uint4 make_uint4(uint32_t a, uint32_t b, uint32_t c, uint32_t d) { return {a, b, c, d}; }
 inline float rsqrtf(float x) { return 1.f / std::sqrt(x); }
 
 using cudaStream_t = void*;
 using cudaError_t = int;
 inline const char* cudaGetErrorString(int) { return "emulated"; }
-constexpr int cudaSuccess = 0, cudaFuncAttributeMaxDynamicSharedMemorySize = 0;
+constexpr int cudaSuccess = 0, cudaErrorNotSupported = 801, cudaFuncAttributeMaxDynamicSharedMemorySize = 0;
 inline int cudaGetLastError() { return 0; }
 inline int cudaFuncSetAttribute(const void*, int, int) { return 0; }
 
@@ -82,7 +86,7 @@ inline std::mt19937 dice{1};
 
 inline Fiber& now() { return *fibers[current]; }
 inline unsigned char* shared_memory() {
-  return reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(memory.data()) + 127) / 128 * 128);
+  return reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(memory.data()) + 1023) / 1024 * 1024);
 }
 
 // To the next lane of this warp, at times to another warp.
@@ -147,7 +151,7 @@ void launch(dim3 grid, dim3 threads, size_t bytes, F&& kernel) {
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) {
         block = dim3(x, y, z);
-        memory.assign(bytes + 128, 0xff);
+        memory.assign(bytes + 1024, 0xff);
         warps.assign((count + 31) / 32, Warp{});
         block_arrived = 0;
         fibers.clear();
@@ -201,6 +205,16 @@ inline bf16 from_float<bf16>(float x) {
   return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
+inline uint32_t bits_of(float x) {
+  uint32_t out;
+  std::memcpy(&out, &x, 4);
+  return out;
+}
+inline float float_of(uint32_t x) {
+  float out;
+  std::memcpy(&out, &x, 4);
+  return out;
+}
 inline uint32_t pack(float low, float high) { return from_float<bf16>(low).bits | uint32_t(from_float<bf16>(high).bits) << 16; }
 inline uint32_t pack_f16(float low, float high) {
   const f16 both[2] = {f16(low), f16(high)};
@@ -257,6 +271,8 @@ inline void load_matrices(uint32_t (&r)[4], const void* row) { load_fragments<4,
 inline void load_transposed(uint32_t (&r)[4], const void* row) { load_fragments<4, true>(r, row); }
 inline void load_transposed(uint32_t (&r)[2], const void* row) { load_fragments<2, true>(r, row); }
 
+inline float reciprocal(float x) { return 1.f / x; }
+inline void warp_barrier() { emulated::exchange(0); }
 inline uint32_t from_lane(uint32_t x, int lane) { return emulated::of_lane<uint32_t>(emulated::exchange(x), lane); }
 inline uint32_t from_xor(uint32_t x, int mask) {
   const int lane = emulated::current % 32;
@@ -287,6 +303,66 @@ void wait_copies() {
   while (int(groups.size()) > pending) {
     for (const emulated::Copy& c : groups.front()) c.from ? (void)std::memcpy(c.to, c.from, c.bytes) : (void)std::memset(c.to, 0, c.bytes);
     groups.erase(groups.begin());
+  }
+}
+
+// wgmma.cuh: products of a warpgroup, computed where they are issued (so a missing wait is not seen here).
+struct Operand {
+  const void* at;
+  int beside, below, width;  // width of a tile's rows in bytes
+};
+
+inline float element(const Operand& x, bool rows_adjacent, int k, int other) {
+  const int width = x.width / 2;
+  const uintptr_t offset = rows_adjacent ? other % width * 2 + other / width * x.beside + k % 8 * x.width + k / 8 * x.below
+                                         : k * 2 + other % 8 * x.width + other / 8 * x.below;
+  uintptr_t address = reinterpret_cast<uintptr_t>(x.at) + offset;
+  address ^= x.width == 128 ? (address >> 7 & 7) << 4 : (address >> 7 & 3) << 4;
+  return to_float(*reinterpret_cast<const bf16*>(address));
+}
+
+// d[row][column] of the accumulators' layout += a b, for this thread's part.
+template <int count, typename A, typename B>
+void accumulate(float (&d)[count], bool add, A&& a, B&& b) {
+  const int lane = emulated::current % 32, g = lane / 4, t = lane % 4;
+  for (int i = 0; i < count; ++i) {
+    const int row = g + 8 * (i % 4 / 2), column = i / 4 * 8 + 2 * t + i % 2;
+    float sum = add ? d[i] : 0.f;
+    for (int k = 0; k < 16; ++k) sum += a(row, k) * b(k, column);
+    d[i] = sum;
+  }
+}
+
+template <bool columns>
+void multiply(float (&d)[32], const uint32_t (&a)[4], const Operand& b, bool add) {
+  struct Given {
+    uint32_t a[4];
+  };
+  const emulated::Slot* slots = emulated::exchange(Given{{a[0], a[1], a[2], a[3]}});
+  accumulate(
+      d, add,
+      [&](int row, int k) {
+        return half_of(emulated::of_lane<Given>(slots, row % 8 * 4 + k % 8 / 2).a[row / 8 + 2 * (k / 8)], k % 2);
+      },
+      [&](int k, int column) { return element(b, columns, k, column); });
+}
+inline void multiply(float (&d)[80], const Operand& a, const Operand& b) {
+  const int warp = emulated::current / 32;
+  accumulate(
+      d, true, [&](int row, int k) { return element(a, true, k, 16 * warp + row); },
+      [&](int k, int column) { return element(b, true, k, column); });
+}
+inline void products_begin() {}
+inline void products_commit() {}
+template <int pending>
+void products_wait() {}
+inline void publish_shared() {}
+inline void store_matrices(void* row, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  const emulated::Slot* slots = emulated::exchange(row);
+  const int lane = emulated::current % 32;
+  const uint32_t r[4] = {a, b, c, d};
+  for (int m = 0; m < 4; ++m) {
+    std::memcpy(static_cast<char*>(emulated::of_lane<void*>(slots, 8 * m + lane / 4)) + lane % 4 * 4, &r[m], 4);
   }
 }
 

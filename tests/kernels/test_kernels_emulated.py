@@ -31,9 +31,9 @@ class View(ctypes.Structure):
 
 class Linear(ctypes.Structure):
     _fields_ = [
-        *fields("q k v", View),
-        *fields("y denominator kv_in k_in kv_out k_out mask decay scratch", Pointer),
-        *fields("batches length heads dim features head_dim segments", Int),
+        *fields("q k v k_enc v_enc", View),
+        *fields("y denominator kv_in k_in kv_out k_out mask mask_enc decay scratch", Pointer),
+        *fields("batches length length_enc heads dim features head_dim segments", Int),
         ("dtype", ctypes.c_int),
         ("taylor", ctypes.c_bool),
     ]
@@ -55,7 +55,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         pytest.skip("no g++ to build the emulation with")
     library = tmp_path_factory.mktemp("emulated") / "kernels.so"
     here = ["-I", str(ROOT / "tests" / "kernels"), "-I", str(ROOT / "csrc" / "cuda")]
-    build = [compiler, "-O1", "-std=c++17", "-DJRT_EMULATE", "-w", "-fPIC", "-shared", *here]
+    build = [compiler, "-O1", "-std=c++17", "-DJRT_EMULATE", "-DJRT_HOPPER", "-w", "-fPIC", "-shared", *here]
     made = subprocess.run(
         [*build, str(ROOT / "tests" / "kernels" / "emulate.cpp"), "-o", str(library)], capture_output=True, text=True
     )
@@ -78,19 +78,25 @@ def poison(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.full(shape, float("nan"), dtype=dtype)
 
 
+GENERIC, TENSOR_CORES, HOPPER = 0, 1, 2  # args.hpp's kernels
+NOWHERE = View(0, 0, 0, 0, 0)
+
+
 @pytest.mark.parametrize(
-    ("fast", "dtype", "length", "d", "f", "segments", "masked"),
+    ("kernel", "dtype", "length", "d", "f", "segments", "masked"),
     [
-        (True, torch.bfloat16, 130, 16, 64, 1, False),
-        (True, torch.bfloat16, 150, 16, 64, 2, True),
-        (True, torch.float16, 70, 16, 32, 1, True),
-        (True, torch.bfloat16, 66, 13, 100, 1, False),
-        (False, torch.float32, 70, 16, 20, 1, True),
-        (False, torch.bfloat16, 33, 5, 17, 1, False),
+        (TENSOR_CORES, torch.bfloat16, 130, 16, 64, 1, False),
+        (TENSOR_CORES, torch.bfloat16, 150, 16, 64, 2, True),
+        (TENSOR_CORES, torch.float16, 70, 16, 32, 1, True),
+        (TENSOR_CORES, torch.bfloat16, 66, 13, 100, 1, False),
+        (HOPPER, torch.bfloat16, 200, 16, 64, 1, False),
+        (HOPPER, torch.bfloat16, 150, 16, 72, 2, True),
+        (GENERIC, torch.float32, 70, 16, 20, 1, True),
+        (GENERIC, torch.bfloat16, 33, 5, 17, 1, False),
     ],
 )
 def test_prefill(
-    emulated: ctypes.CDLL, fast: bool, dtype: torch.dtype, length: int, d: int, f: int, segments: int, masked: bool
+    emulated: ctypes.CDLL, kernel: int, dtype: torch.dtype, length: int, d: int, f: int, segments: int, masked: bool
 ) -> None:
     g = torch.Generator().manual_seed(length)
     heads, n = 2, num_features(d)
@@ -103,17 +109,38 @@ def test_prefill(
     mask = (torch.rand(1, length, generator=g) < 0.7).float() if masked else None
     y, kv_out, k_out = poison(1, length, heads, f, dtype=dtype), poison(1, heads, n, f), poison(1, heads, n)
     scratch = poison(heads * segments * n * (f + 1))
-    sizes = (1, length, heads, d, n, f, segments, DTYPES[dtype], True)
-    outputs = (at(y), 0, at(kv), at(k_sum), at(kv_out), at(k_out), at(mask), 0, at(scratch))
-    run = emulated.emulated_prefill if fast else emulated.emulated_generic
-    assert run(ctypes.byref(Linear(view(q), view(k), view(v), *outputs, *sizes))) == 0
+    sizes = (1, length, 0, heads, d, n, f, segments, DTYPES[dtype], True)
+    outputs = (at(y), 0, at(kv), at(k_sum), at(kv_out), at(k_out), at(mask), 0, 0, at(scratch))
+    args = Linear(view(q), view(k), view(v), NOWHERE, NOWHERE, *outputs, *sizes)
+    assert emulated.emulated_linear(ctypes.byref(args), kernel) == 0
     assert oracle.error(y, oracle.taylor(q, k, v, (ke, ve), mask=mask)) < oracle.TOLERANCE[dtype]
     fk = feature_map(k.double().transpose(1, 2))
     if mask is not None:
         fk = fk * mask[:, None, :, None]
-    bound = oracle.state_tolerance("cuda", dtype, d, f) if fast else 1e-5
+    bound = 1e-5 if kernel == GENERIC else oracle.state_tolerance("cuda", dtype, d, f)
     assert oracle.error(kv_out, kv + fk.transpose(-1, -2) @ v.double().transpose(1, 2)) < bound
     assert oracle.error(k_out, k_sum + fk.sum(-2)) < bound
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_prefix(emulated: ctypes.CDLL, masked: bool) -> None:
+    """Encoder and decoder in one launch."""
+    g = torch.Generator().manual_seed(5)
+    length, encoder, heads, d, f, n = 100, 130, 2, 16, 64, num_features(16)
+    q, k, v, ke, ve = (
+        torch.randn(1, rows, heads, dim, generator=g).bfloat16()
+        for rows, dim in ((length, d), (length, d), (length, f), (encoder, d), (encoder, f))
+    )
+    mask = (torch.rand(1, encoder, generator=g) < 0.7).float() if masked else None
+    y, denominator = poison(1, length, heads, f, dtype=torch.bfloat16), poison(1, length, heads)
+    sizes = (1, length, encoder, heads, d, n, f, 1, DTYPES[torch.bfloat16], True)
+    args = Linear(
+        *(view(x) for x in (q, k, v, ke, ve)), at(y), at(denominator), 0, 0, 0, 0, 0, at(mask), 0, 0, *sizes
+    )
+    assert emulated.emulated_linear(ctypes.byref(args), HOPPER) == 0
+    kept = (ke, ve) if mask is None else tuple(x[:, mask[0] > 0] for x in (ke, ve))
+    assert oracle.error(y, oracle.taylor(q, k, v, kept)) < oracle.TOLERANCE[torch.bfloat16]
+    assert denominator.isfinite().all()
 
 
 @pytest.mark.parametrize(("dtype", "d", "f"), [(torch.float32, 16, 64), (torch.bfloat16, 7, 33)])

@@ -8,7 +8,15 @@ import torch
 from kernel_oracle import TOLERANCE
 from torch import Tensor
 
-from jrt_eval.kernels import TaylorState, encode_prefix, num_features, taylor_linear_attention, taylor_step
+from jrt_eval.errors import UserError
+from jrt_eval.kernels import (
+    TaylorState,
+    encode_prefix,
+    num_features,
+    prefix_linear_attention,
+    taylor_linear_attention,
+    taylor_step,
+)
 from jrt_eval.kernels.features import feature_map
 
 Where = tuple[str, str]
@@ -88,6 +96,34 @@ def test_prefix_linear_attention(where: Where, dtype: torch.dtype) -> None:
     assert oracle.error(y.cpu(), want) < TOLERANCE[dtype]
     assert torch.equal(before.kv, state.kv)
     assert torch.equal(before.k, state.k)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("length", "prefix"), [(150, 77), (1, 64), (64, 1), (130, 0), (0, 70), (777, 1030)])
+@pytest.mark.parametrize(("d", "f"), [(16, 64), (16, 112), (8, 24)])
+def test_prefix_in_one_go(where: Where, d: int, f: int, length: int, prefix: int, dtype: torch.dtype) -> None:
+    """Masks on both sides; the same as the encoder's state and then the tokens."""
+    backend, device = where
+    q, k, v = inputs(2, length, 2, d, f, dtype, device)
+    _, ke, ve = inputs(2, prefix, 2, d, f, dtype, device, seed=1)
+    mask = torch.arange(length, device=device) < torch.tensor([[length], [length // 2 + 1]], device=device)
+    seen = torch.arange(prefix, device=device) < torch.tensor([[prefix], [prefix // 3]], device=device)
+    y, state = prefix_linear_attention(q, k, v, ke, ve, mask=mask, mask_enc=seen, backend=backend)
+    want = oracle.taylor(q.cpu(), k.cpu(), v.cpu(), (ke.cpu(), ve.cpu()), mask=mask.cpu(), prefix_mask=seen.cpu())
+    assert y.dtype == dtype
+    assert oracle.error(y.cpu(), want) < TOLERANCE[dtype]
+    _, last = taylor_linear_attention(q, k, v, encode_prefix(ke, ve, seen, backend=backend), mask=mask, backend=backend)
+    bound = oracle.state_tolerance(backend, dtype, d, f)
+    assert oracle.error(state.kv, last.kv) < bound
+    assert oracle.error(state.k, last.k) < bound
+
+
+def test_a_prefix_that_does_not_fit_is_named(where: Where) -> None:
+    backend, device = where
+    q, k, v = inputs(2, 5, 2, 16, 8, device=device)
+    _, ke, ve = inputs(2, 7, 2, 16, 9, device=device)
+    with pytest.raises(UserError, match=r"prefix_linear_attention: k_enc \(2, 7, 2, 16\) and v_enc \(2, 7, 2, 9\) differ"):
+        prefix_linear_attention(q, k, v, ke, ve, backend=backend)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 8.0])
