@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from jrt_eval.kernels import checks
-from jrt_eval.kernels.registry import COMPILED_STEP, QUICK_STEP, select
+from jrt_eval.kernels.registry import QUICK_STEPS, select
 from jrt_eval.kernels.states import TaylorState, WindowState
+
+_compiling = torch.compiler.is_compiling
 
 
 def taylor_linear_attention(
@@ -84,23 +86,21 @@ def taylor_step(
     Returns:
         y (batch, heads, head_dim)
     """
-    name = "taylor_step"
     kv, k_sum = state
-    run = select(name, v, backend)
-    if (
-        run is COMPILED_STEP
-    ):  # a step takes microseconds: one look at everything, and a second only if something is wrong
-        y: Tensor | None = QUICK_STEP(q, k, v, kv, k_sum, decay)
+    if not _compiling():  # a step takes microseconds: one look at everything, and a second only if something is wrong
+        quick = QUICK_STEPS.get(backend)
+        y: Tensor | None = None if quick is None else quick(q, k, v, kv, k_sum, decay)
         if y is not None:
             return y
+    name = "taylor_step"
+    run = select(name, v, backend)
     checks.qkv(name, q, k, v, 3)
     checks.taylor_state(name, kv, k_sum, v, q.shape[-1], in_place=True)
     if decay is not None:
         checks.shaped(name, "decay", decay, (v.shape[1],), v.device)
     checks.apart(name, {"state.kv": kv, "state.k": k_sum}, {"q": q, "k": k, "v": v, "decay": decay})
-    y = run(q, k, v, state, decay)
-    assert y is not None
-    return y
+    out: Tensor = run(q, k, v, state, decay)
+    return out
 
 
 def causal_dot_product(

@@ -66,18 +66,29 @@ def apart(operator: str, written: dict[str, Tensor], read: dict[str, Tensor | No
     """What is updated in place shares no memory with anything else of the call."""
     if torch.compiler.is_compiling():  # tensors have no addresses yet
         return
-    spans = [(name, *_span(x)) for name, x in {**written, **read}.items() if x is not None]
-    for i, (name, first, last) in enumerate(spans[: len(written)]):
-        for other, start, stop in spans[i + 1 :]:
+    seen = [(name, *_span(x)) for name, x in written.items()]
+    for i, (name, first, last) in enumerate(seen):
+        for other, start, stop in seen[i + 1 :]:
             if start < last and first < stop:
-                fail(f"{operator}: {other} overlaps {name} in memory, which is updated in place; pass {other}.clone()")
+                _overlapping(operator, name, other)
+    for other, y in read.items():
+        if y is None:
+            continue
+        start, stop = _span(y)
+        for name, first, last in seen:
+            if start < last and first < stop:
+                _overlapping(operator, name, other)
+
+
+def _overlapping(operator: str, name: str, other: str) -> None:
+    fail(f"{operator}: {other} overlaps {name} in memory, which is updated in place; pass {other}.clone()")
 
 
 def _span(x: Tensor) -> tuple[int, int]:
     """First byte, and the one after the last; (0, 0) where there is no memory."""
-    first = 0 if x.numel() == 0 else x.data_ptr()
-    if first == 0:
-        return 0, 0
+    first = x.data_ptr()  # 0 where there are no elements
+    if x.is_contiguous():
+        return first, first + x.nbytes
     reach = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     return first, first + (reach + 1) * x.element_size()
 

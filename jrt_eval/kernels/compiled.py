@@ -12,7 +12,7 @@ import torch
 from jrt_eval.errors import UserError
 
 # What csrc/bindings.cpp and csrc/cuda/bindings.cpp must say they are; both go up together whenever a signature changes.
-ABI = 3
+ABI = 4
 CUDA_ABI = 1
 
 INSTALL = "reinstall jrt-eval where a C++17 compiler is (pip install --force-reinstall --no-deps jrt-eval), or use backend='torch'"

@@ -192,24 +192,8 @@ def _causal_product_backward(
 
 def _taylor_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Tensor | None) -> Tensor:
     batch, heads, n, head_dim = kv.shape
-    return _step(q, k, v, kv, k_sum, single(decay), batch, heads, q.shape[2], n, head_dim, DTYPES[v.dtype])
-
-
-def _step(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    kv: Tensor,
-    k_sum: Tensor,
-    decay: Tensor | None,
-    batch: int,
-    heads: int,
-    dim: int,
-    n: int,
-    head_dim: int,
-    dtype: int,
-) -> Tensor:
-    y = _empty_like(v) if v.is_contiguous() else _empty_like(v, memory_format=_contiguous)
+    y = _empty_like(v, memory_format=_contiguous)
+    rates = single(decay)  # held here while its address is used
     try:
         _c.taylor_step(
             q.data_ptr(),
@@ -221,13 +205,13 @@ def _step(
             y.data_ptr(),
             kv.data_ptr(),
             k_sum.data_ptr(),
-            0 if decay is None else decay.data_ptr(),
+            address(rates),
             batch,
             heads,
-            dim,
+            q.shape[2],
             n,
             head_dim,
-            dtype,
+            DTYPES[v.dtype],
             _threads(),
         )
     except ValueError as error:  # overlapping tensors
@@ -237,40 +221,18 @@ def _step(
     return y
 
 
-def _quick_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Tensor | None) -> Tensor | None:
-    """The step, if its arguments are plainly right; None if they need a closer look. v is on the CPU, of a dtype of ours.
+_quick = _c.quick_step
+_c.prepare_quick_step(Tensor, getattr(Tensor, "__dlpack_c_exchange_api__", None))
 
-    Every attribute is read once: a call computes for as little as 10 microseconds, and each look costs 0.1.
-    """
-    if _compiling():
+
+def quick_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Tensor | None) -> Tensor | None:
+    """The step, if its arguments are plainly right; None if they need a closer look (all do before PyTorch 2.10)."""
+    y = _empty_like(v) if v.is_contiguous() else _empty_like(v, memory_format=_contiguous)
+    if kv.requires_grad or k_sum.requires_grad or not _quick(q, k, v, kv, k_sum, decay, y, _threads()):
         return None
-    shape, dtype = q.shape, v.dtype
-    if len(shape) != 3:
-        return None
-    batch, heads, dim = shape
-    n, f = (dim + 1) * (dim + 2) // 2, v.shape[-1]
-    if (
-        k.shape == shape
-        and v.shape == (batch, heads, f)
-        and kv.shape == (batch, heads, n, f)
-        and k_sum.shape == (batch, heads, n)
-        and q.dtype is dtype
-        and k.dtype is dtype
-        and kv.dtype is _float32
-        and k_sum.dtype is _float32
-        and q.is_cpu
-        and k.is_cpu
-        and kv.is_cpu
-        and k_sum.is_cpu
-        and kv.is_contiguous()
-        and k_sum.is_contiguous()
-        and not kv.requires_grad
-        and not k_sum.requires_grad
-        and (decay is None or (decay.shape == (heads,) and decay.is_cpu))
-    ):
-        rates = None if decay is None else single(decay)
-        return _step(q, k, v, kv, k_sum, rates, batch, heads, dim, n, f, DTYPES[dtype])
-    return None
+    if _grad_enabled():
+        increment_version((kv, k_sum))
+    return y
 
 
 def _window_attention(
@@ -430,9 +392,6 @@ def taylor_step(q: Tensor, k: Tensor, v: Tensor, state: TaylorState, decay: Tens
     # Steps are for inference: past tracing there is nothing that PyTorch's dispatcher would add.
     y: Tensor = (_ops.taylor_step if _compiling() else _taylor_step)(q, k, v, state[0], state[1], decay)
     return y
-
-
-taylor_step.quick = _quick_step  # type: ignore[attr-defined]
 
 
 def causal_dot_product(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:

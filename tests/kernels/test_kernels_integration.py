@@ -346,6 +346,78 @@ def test_neighbours_in_memory_do_not_overlap(cpu: str) -> None:
     torch.testing.assert_close(kernels.taylor_step(row, row, row, state, backend=cpu), row)
 
 
+def a_step() -> tuple[Tensor, Tensor, Tensor, TaylorState]:
+    q, k, v = normal(2, 5, 3, 4), normal(2, 4, 3, 4), normal(2, 3, 3, 6)
+    return q[:, 1], k[:, 1], v[:, 1], TaylorState(normal(2, 3, 15, 6), torch.rand(2, 3, 15) + 15)
+
+
+@pytest.fixture
+def looks(cpu: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The operators whose arguments have had the second, slower look since."""
+    kernels.taylor_step(*a_step(), backend=cpu)  # the first one chooses
+    seen: list[str] = []
+    slow = kernels.api.checks.qkv
+    monkeypatch.setattr(kernels.api.checks, "qkv", lambda name, *x: (seen.append(name), slow(name, *x)))
+    return seen
+
+
+@pytest.mark.skipif(
+    not hasattr(Tensor, "__dlpack_c_exchange_api__"), reason="this PyTorch has no DLPack exchange table"
+)
+def test_a_plain_step_takes_the_short_way(cpu: str, looks: list[str]) -> None:
+    q, k, v, state = a_step()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for w in (v, v.contiguous(), v.mT.contiguous().mT):
+            for rates in (None, torch.tensor([0.5, 0.9, 1.0])):
+                fresh = [TaylorState(state.kv.clone(), state.k.clone()) for _ in range(2)]
+                inputs = [x.to(dtype) for x in (q, k, w)]
+                y = kernels.taylor_step(*inputs, fresh[0], decay=rates, backend=cpu)
+                assert y.is_contiguous() and y.dtype is dtype
+                want = kernels.taylor_step(*inputs, fresh[1], decay=rates, backend="torch")
+                assert oracle.error(y, want) < oracle.TOLERANCE[dtype]
+                assert oracle.error(fresh[0].kv, fresh[1].kv) < 1e-6
+    assert looks == ["taylor_step"] * 18  # the reference's
+
+
+class Sub(Tensor):
+    pass
+
+
+def unusual() -> dict[str, Callable[[Tensor, Tensor, Tensor, TaylorState], tuple[Any, ...]]]:
+    """Right arguments that the short way leaves to the long one."""
+    return {
+        "decay of another dtype": lambda q, k, v, s: (q, k, v, s, torch.full((3,), 0.5, dtype=torch.float64)),
+        "decay that is not contiguous": lambda q, k, v, s: (q, k, v, s, torch.full((6,), 0.5)[::2]),
+        "a subclass": lambda q, k, v, s: (q.as_subclass(Sub), k, v, s, None),
+        "a parameter": lambda q, k, v, s: (torch.nn.Parameter(q.clone()), k, v, s, None),
+    }
+
+
+@pytest.mark.parametrize("name", list(unusual()))
+def test_an_unusual_step_takes_the_long_way(cpu: str, looks: list[str], name: str) -> None:
+    q, k, v, state = a_step()
+    want_state = TaylorState(state.kv.clone(), state.k.clone())
+    *arguments, decay = unusual()[name](q, k, v, state)
+    y = kernels.taylor_step(*arguments, decay=decay, backend=cpu)
+    assert looks == ["taylor_step"]
+    want = kernels.taylor_step(q, k, v, want_state, decay=decay, backend="torch")
+    assert oracle.error(y, want) < 1e-5
+    assert oracle.error(state.kv, want_state.kv) < 1e-6
+
+
+def test_a_pytorch_without_the_exchange_table_steps_too(cpu: str, looks: list[str]) -> None:
+    q, k, v, state = a_step()
+    want = kernels.taylor_step(q, k, v, TaylorState(state.kv.clone(), state.k.clone()), backend="torch")
+    module = compiled.module()
+    try:
+        assert not module.prepare_quick_step(Tensor, None)
+        y = kernels.taylor_step(q, k, v, state, backend=cpu)
+    finally:
+        module.prepare_quick_step(Tensor, getattr(Tensor, "__dlpack_c_exchange_api__", None))
+    assert oracle.error(y, want) < 1e-5
+    assert looks == ["taylor_step", "taylor_step"]
+
+
 def test_nothing_is_computed_for_nothing(cpu: str) -> None:
     empty = torch.ones(0, 5, 3, 4)
     y, state = kernels.taylor_linear_attention(empty, empty, empty, backend=cpu)
