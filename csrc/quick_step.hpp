@@ -39,6 +39,8 @@ class QuickStep {
       return x.shape[0] == p.batches && x.shape[1] == p.heads && x.shape[2] == third;
     };
     auto typed = [&](const DLTensor& x) { return x.code == v.code && x.bits == v.bits; };
+    // A lazily negated view (of a complex tensor's imaginary part) cannot be told from here, but never has a stride of 1.
+    if (q.strides[2] != 1 || k.strides[2] != 1 || v.strides[2] != 1) return false;
     if (!sized(k, p.dim) || !sized(v, p.head_dim) || !sized(y, p.head_dim) || !typed(q) || !typed(k) || !typed(y)) return false;
     if (!sized(kv, p.features) || kv.shape[3] != p.head_dim || !sized(k_sum, p.features)) return false;
     if (!single(kv) || !single(k_sum) || !contiguous(kv) || !contiguous(k_sum) || !contiguous(y)) return false;

@@ -166,7 +166,7 @@ def sliding_window_attention(
     checks.qkv(name, q, k, v, 4)
     _window(name, k, v, window, state)
     if lengths is not None:
-        checks.shaped(name, "lengths", lengths, (v.shape[0],), v.device)
+        checks.lengths(name, lengths, v.shape[0], v.shape[1], v.device)
     y, final = select(name, v, backend)(q, k, v, window, state, lengths)
     return y, final
 
@@ -199,9 +199,9 @@ def _conv(name: str, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, 
     channels, width = a.shape[-1], weight.shape[-1]
     if a.shape != b.shape:
         checks.fail(f"{name}: a and b of different shapes, {tuple(a.shape)} and {tuple(b.shape)}")
-    if weight.dim() not in (2, 3) or weight.shape[0] != channels or weight.numel() != channels * width:
+    if weight.dim() not in (2, 3) or weight.shape[0] != channels or weight.numel() != channels * width or width < 1:
         checks.fail(
-            f"{name}: weight has shape {tuple(weight.shape)}, expected ({channels}, 1, width) or ({channels}, width)"
+            f"{name}: weight has shape {tuple(weight.shape)}, expected ({channels}, 1, width) or ({channels}, width), width >= 1"
         )
     if weight.device != a.device:
         checks.fail(f"{name}: weight is on {weight.device}, the other tensors on {a.device}")
@@ -238,7 +238,7 @@ def gated_short_conv(
         checks.fail(f"{name}: expected a of shape (batch, length, channels), got {tuple(a.shape)}")
     _conv(name, a, b, weight, bias, state)
     if lengths is not None:
-        checks.shaped(name, "lengths", lengths, (a.shape[0],), a.device)
+        checks.lengths(name, lengths, a.shape[0], a.shape[1], a.device)
     y, final = select(name, a, backend)(a, b, weight, bias, state, lengths)
     return y, final
 

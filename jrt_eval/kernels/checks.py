@@ -33,7 +33,19 @@ def qkv(operator: str, q: Tensor, k: Tensor, v: Tensor, dims: int) -> None:
     layout = "(batch, length, heads, dim)" if dims == 4 else "(batch, heads, dim)"
     if q.dim() != dims or v.dim() != dims or q.shape != k.shape or q.shape[:-1] != v.shape[:-1]:
         fail(f"{operator}: expected q, k and v of shape {layout} that agree, got {_shape(q)}, {_shape(k)}, {_shape(v)}")
+    if q.shape[-1] == 0 or v.shape[-1] == 0:
+        fail(f"{operator}: q, k and v need at least one number per head, got {_shape(q)}, {_shape(k)}, {_shape(v)}")
     same_kind(operator, v, q, k)
+
+
+def lengths(operator: str, x: Tensor, batch: int, longest: int, device: torch.device) -> None:
+    """How many tokens of each row count. What they say is looked at where that stops nothing: not on a GPU, nor while tracing."""
+    shaped(operator, "lengths", x, (batch,), device)
+    if batch == 0 or torch.compiler.is_compiling() or x.device.type != "cpu":
+        return
+    low, high = (int(each) for each in x.aminmax())
+    if low < 0 or high > longest:
+        fail(f"{operator}: lengths from {low} to {high}, expected 0 to {longest}, the tokens of a row")
 
 
 def shaped(operator: str, name: str, x: Tensor, shape: tuple[int, ...], device: torch.device) -> None:

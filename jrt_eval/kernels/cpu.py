@@ -2,6 +2,8 @@
 
 Arguments have been checked in `api`. Views are passed with their strides; only states, masks and other small tensors are copied
 where they are not laid out as the kernels read them. Tensors are held by these frames while a kernel runs without the GIL.
+Steps do not pass PyTorch's dispatcher, which elsewhere writes out lazily negated views (of a complex tensor's imaginary part): they
+call `resolve_neg` themselves.
 """
 
 from __future__ import annotations
@@ -192,6 +194,7 @@ def _causal_product_backward(
 
 def _taylor_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Tensor | None) -> Tensor:
     batch, heads, n, head_dim = kv.shape
+    q, k, v = q.resolve_neg(), k.resolve_neg(), v.resolve_neg()
     y = _empty_like(v, memory_format=_contiguous)
     rates = single(decay)  # held here while its address is used
     try:
@@ -281,6 +284,7 @@ def _window_attention(
 
 def _window_step(q: Tensor, k: Tensor, v: Tensor, ring_k: Tensor, ring_v: Tensor, seen: Tensor) -> Tensor:
     batch, heads, dim = v.shape
+    q, k, v = q.resolve_neg(), k.resolve_neg(), v.resolve_neg()
     y = v.new_empty((batch, heads, dim))
     _c.window_step(
         q.data_ptr(),
@@ -348,7 +352,7 @@ def _gated_conv(
 
 
 def _gated_conv_step(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> Tensor:
-    return gated_conv_step(_conv, a, b, weight, bias, state)
+    return gated_conv_step(_conv, a.resolve_neg(), b.resolve_neg(), weight, bias, state)
 
 
 def _implement() -> None:
@@ -376,7 +380,7 @@ def taylor_linear_attention(
     q: Tensor, k: Tensor, v: Tensor, state: TaylorState | None, mask: Tensor | None, decay: Tensor | None
 ) -> tuple[Tensor, TaylorState]:
     kv, k_sum = (None, None) if state is None else state
-    if decay is not None and learns(q, k, v, kv, k_sum):
+    if decay is not None and learns(q, k, v, kv, k_sum, decay):
         return reference.taylor_linear_attention(q, k, v, state, mask, decay)
     y, kv_out, k_out, _ = _ops.taylor_prefill(q, k, v, kv, k_sum, mask, decay)
     return y, TaylorState(kv_out, k_out)
