@@ -61,7 +61,7 @@ struct WindowArgs {
   void* y;                 // (batch, length, heads, dim), contiguous
   const void *ring_k_in, *ring_v_in;  // (batch, window, heads, dim), or null: nothing seen
   const int64_t* seen;     // (batch), or null with the rings
-  const int64_t* lengths;  // (batch), or null: all of length
+  const int64_t* lengths;  // (batch), 0 to length, or null: all of length
   void *ring_k_out, *ring_v_out;
   int64_t* seen_out;
   int64_t batches, length, heads, dim, window;
@@ -90,6 +90,9 @@ struct ConvArgs {
   int dtype;
   int threads;
 };
+
+// Counts come from tensors that nobody may have looked into: out of range they must give wrong numbers, not read foreign memory.
+inline int64_t within(int64_t count, int64_t most) { return count < 0 ? 0 : count > most ? most : count; }
 
 // The kernels of one instruction set.
 struct Table {

@@ -2,11 +2,11 @@
 // sizes, which jrt_eval/kernels/cpu.py has checked. The GIL is released while a kernel runs.
 #include <pybind11/pybind11.h>
 
-#include <initializer_list>
+#include <new>
 #include <string>
-#include <utility>
 
 #include "cpu.hpp"
+#include "quick_step.hpp"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -104,47 +104,9 @@ void linear_backward(Address q, Int qb, Int ql, Int qh, Int qd, Address k, Int k
   current->linear_grad(p);
 }
 
-// The bytes that a tensor spans, first to last: what a kernel writes must not meet what it reads.
-struct Span {
-  const char* name;
-  Address first, last;
-};
-
-Span contiguous(const char* name, Address at, Int elements, Int bytes) {
-  return {name, at, at ? at + Address(elements * bytes) : at};
-}
-
-Span strided(const char* name, Address at, std::initializer_list<std::pair<Int, Int>> sizes_and_strides, Int bytes) {
-  Int reach = 1;
-  for (const auto& [size, stride] : sizes_and_strides) {
-    if (size == 0) return {name, 0, 0};
-    reach += (size - 1) * stride;
-  }
-  return contiguous(name, at, reach, bytes);
-}
-
-void apart(const char* operation, const Span& written, std::initializer_list<Span> others) {
-  for (const Span& other : others) {
-    if (other.first < written.last && written.first < other.last) {
-      const std::string name = other.name;
-      throw py::value_error(std::string(operation) + ": " + name + " overlaps " + written.name +
-                            " in memory, which is updated in place; pass " + name + ".clone()");
-    }
-  }
-}
-
 void taylor_step(Address q, Int qb, Int qh, Int qd, Address k, Int kb, Int kh, Int kd, Address v, Int vb, Int vh, Int vd, Address y,
                  Address kv, Address k_sum, Address decay, Int batches, Int heads, Int dim, Int features, Int head_dim, int dtype,
                  int threads) {
-  const Int bytes = dtype == jrt::kFloat32 ? 4 : 2;
-  const Span in_q = strided("q", q, {{batches, qb}, {heads, qh}, {dim, qd}}, bytes);
-  const Span in_k = strided("k", k, {{batches, kb}, {heads, kh}, {dim, kd}}, bytes);
-  const Span in_v = strided("v", v, {{batches, vb}, {heads, vh}, {head_dim, vd}}, bytes);
-  const Span rates = contiguous("decay", decay, heads, 4);
-  const Span numerators = contiguous("state.kv", kv, batches * heads * features * head_dim, 4);
-  const Span sums = contiguous("state.k", k_sum, batches * heads * features, 4);
-  apart("taylor_step", numerators, {in_q, in_k, in_v, rates, sums});
-  apart("taylor_step", sums, {in_q, in_k, in_v, rates});
   const jrt::StepArgs p{{pointer<void>(q), qb, 0, qh, qd},
                         {pointer<void>(k), kb, 0, kh, kd},
                         {pointer<void>(v), vb, 0, vh, vd},
@@ -159,9 +121,46 @@ void taylor_step(Address q, Int qb, Int qh, Int qd, Address k, Int kb, Int kh, I
                         head_dim,
                         dtype,
                         threads};
+  const jrt::Overlap found = jrt::overlap(p);
+  if (found.read) {
+    const std::string name = found.read;
+    throw py::value_error("taylor_step: " + name + " overlaps " + found.written + " in memory, which is updated in place; pass " +
+                          name + ".clone()");
+  }
   const py::gil_scoped_release unlocked;
   current->step(p);
 }
+
+jrt::QuickStep quick;
+
+// Whether steps can be taken so with this type of tensor: torch.Tensor, and its __dlpack_c_exchange_api__ or None.
+bool prepare_quick_step(py::object type, py::object capsule) {
+  quick.set(type.ptr(), capsule.ptr());
+  return quick.ready();
+}
+
+// (q, k, v, kv, k_sum, decay or None, y, threads) -> whether the step was taken. Called as Python calls its own functions: pybind11's
+// choice among overloads costs as much as the rest of this.
+PyObject* quick_step(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  jrt::StepArgs p;
+  if (!quick.ready() || count != 8 || !quick.read(arguments, p)) Py_RETURN_FALSE;
+  p.threads = int(PyLong_AsLong(arguments[7]));
+  if (PyErr_Occurred()) return nullptr;
+  PyThreadState* held = PyEval_SaveThread();
+  bool failed = false;
+  try {
+    current->step(p);
+  } catch (const std::bad_alloc&) {
+    failed = true;
+  }
+  PyEval_RestoreThread(held);
+  if (failed) return PyErr_NoMemory();
+  Py_RETURN_TRUE;
+}
+
+PyMethodDef quick_methods[] = {
+    {"quick_step", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&quick_step)), METH_FASTCALL, nullptr},
+    {nullptr, nullptr, 0, nullptr}};
 
 void window_attention(Address q, Int qb, Int ql, Int qh, Int qd, Address k, Int kb, Int kl, Int kh, Int kd, Address v, Int vb, Int vl,
                       Int vh, Int vd, Address y, Address ring_k_in, Address ring_v_in, Address seen, Address lengths,
@@ -234,7 +233,7 @@ void conv(Address a, Int ab, Int al, Int ac, Address b, Int bb, Int bl, Int bc, 
 PYBIND11_MODULE(_kernels, m) {
   m.doc() = "Compiled kernels of jrt-eval; call them through jrt_eval.kernels.";
   // Raised by one whenever a signature changes, so that a stale build is named instead of crashing.
-  m.attr("ABI") = 3;
+  m.attr("ABI") = 4;
 #ifdef _OPENMP
   m.attr("OPENMP") = true;
 #else
@@ -247,6 +246,8 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("linear_attention", &linear_attention);
   m.def("linear_backward", &linear_backward);
   m.def("taylor_step", &taylor_step);
+  m.def("prepare_quick_step", &prepare_quick_step);
+  if (PyModule_AddFunctions(m.ptr(), quick_methods) != 0) throw py::error_already_set();
   m.def("window_attention", &window_attention);
   m.def("window_step", &window_step);
   m.def("conv", &conv);

@@ -41,7 +41,7 @@ void conv_tokens(const ConvArgs& p, int64_t batch, int64_t start, int64_t stop, 
 // The last width - 1 inputs of a row, oldest first; state_out may be state_in, so a row is shifted from its oldest on.
 template <int D>
 void conv_state(const ConvArgs& p, int64_t batch) {
-  const int64_t past = p.width - 1, count = p.lengths ? p.lengths[batch] : p.length;
+  const int64_t past = p.width - 1, count = p.lengths ? jrt::within(p.lengths[batch], p.length) : p.length;
   for (int64_t r = 0; r < past; ++r) {
     const int64_t t = count - past + r;
     float* to = p.state_out + (batch * past + r) * p.channels;

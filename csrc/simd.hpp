@@ -98,7 +98,7 @@ JRT_INLINE Vec keep(Vec a, int lo, int hi, Vec other) {
   hi = hi < 0 ? 0 : hi;
   return _mm512_mask_blend_ps(__mmask16(lanes(hi) & ~lanes(lo)), other, a);
 }
-// 2^n for an integer-valued n in [-126, 127].
+// 2^n for an integer-valued n in [-126, 127]; any number for NaN.
 JRT_INLINE Vec power_of_two(Vec n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
 }
@@ -269,7 +269,7 @@ JRT_INLINE Vec keep(Vec a, int lo, int hi, Vec other) {
 JRT_INLINE Vec power_of_two(Vec n) {
   Vec out;
   for (int i = 0; i < 4; ++i) {
-    const uint32_t bits = uint32_t(int32_t(n[i]) + 127) << 23;
+    const uint32_t bits = n[i] >= -126.0f ? uint32_t(int32_t(n[i]) + 127) << 23 : 0;
     float f;
     std::memcpy(&f, &bits, 4);
     out[i] = f;
@@ -340,9 +340,10 @@ JRT_SIXTEEN_BITS(half)
 
 #endif
 
-// e^x to about 1 ulp (Cephes' expf polynomial), for x clamped to what a float holds.
+// e^x to about 1 ulp (Cephes' expf polynomial), for x clamped to what a float holds. NaN stays NaN: min and max give their second
+// operand where one is none.
 JRT_INLINE Vec exponential(Vec x) {
-  x = max(min(x, set1(88.0f)), set1(-87.0f));
+  x = max(set1(-87.0f), min(set1(88.0f), x));
   const Vec n = round(mul(x, set1(1.44269504088896341f)));
   Vec r = fma(n, set1(-0.693359375f), x);
   r = fma(n, set1(2.12194440e-4f), r);

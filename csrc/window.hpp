@@ -12,6 +12,9 @@ using jrt::WindowArgs;
 using jrt::WindowStepArgs;
 
 constexpr float kLowest = -3.0e38f;
+constexpr int64_t kMostTokens = int64_t(1) << 48;  // no sum of these overflows
+
+inline int64_t seen_by(const int64_t* seen, int64_t batch) { return seen ? jrt::within(seen[batch], kMostTokens) : 0; }
 
 // Keys [first, first + count) of a row, the earlier ones from the ring, the others from this call's tensor.
 inline void window_keys(const WindowArgs& p, const View& x, const void* ring, int64_t batch, int64_t head, int64_t seen,
@@ -31,7 +34,7 @@ inline void window_keys(const WindowArgs& p, const View& x, const void* ring, in
 }
 
 void window_job(const WindowArgs& p, int64_t batch, int64_t head, int64_t start, float* memory, int64_t room, int64_t columns) {
-  const int64_t seen = p.seen ? p.seen[batch] : 0;
+  const int64_t seen = seen_by(p.seen, batch);
   const int64_t tokens = p.length - start < kChunk ? p.length - start : kChunk;
   const int64_t position = seen + start;  // of the first query
   int64_t first = position - p.window + 1;
@@ -79,8 +82,8 @@ void window_job(const WindowArgs& p, int64_t batch, int64_t head, int64_t start,
 
 // Slot s of a row's ring holds the latest of its tokens t with t % window == s.
 void window_ring(const WindowArgs& p, int64_t batch) {
-  const int64_t seen = p.seen ? p.seen[batch] : 0;
-  const int64_t total = seen + (p.lengths ? p.lengths[batch] : p.length);
+  const int64_t seen = seen_by(p.seen, batch);
+  const int64_t total = seen + (p.lengths ? jrt::within(p.lengths[batch], p.length) : p.length);
   const int64_t size = p.dtype == jrt::kFloat32 ? 4 : 2, line = p.heads * p.dim * size;
   auto copy = [&](const View& x, const void* ring, void* out) {
     for (int64_t slot = 0; slot < p.window; ++slot) {
@@ -114,7 +117,7 @@ void window_attention(const WindowArgs& p) {
     int64_t room = p.window - 1 + kChunk, most = p.length;
     if (p.seen) {  // no more keys than there are, however wide the window
       int64_t seen = 0;
-      for (int64_t b = 0; b < p.batches; ++b) seen = p.seen[b] > seen ? p.seen[b] : seen;
+      for (int64_t b = 0; b < p.batches; ++b) seen = seen_by(p.seen, b) > seen ? seen_by(p.seen, b) : seen;
       most += seen;
     }
     if (most < room) room = most;
@@ -139,7 +142,7 @@ void window_step(const WindowStepArgs& p) {
   float* memory = jrt::scratch(size_t(each * threads));
   parallel_for(heads, threads, [&](int64_t bh, int thread) {
     const int64_t batch = bh / p.heads, head = bh % p.heads;
-    const int64_t seen = p.seen[batch], slot = seen % p.window;
+    const int64_t seen = seen_by(p.seen, batch), slot = seen % p.window;
     const int64_t held = seen + 1 < p.window ? seen + 1 : p.window;  // slots 0..held hold keys, in whatever order
     float *q = memory + each * thread, *y = q + columns, *s = y + columns;
     const int64_t line = p.heads * p.dim, ring = batch * p.window * line + head * p.dim;

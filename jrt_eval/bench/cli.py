@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import platform
-from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
+from jrt_eval.bench.tables import table, time_text, write
 from jrt_eval.errors import UserError
 
 
-def _numbers(_: click.Context, option: click.Parameter, value: str) -> list[int]:
+def _numbers(_: click.Context, option: click.Parameter, value: str | None) -> list[int] | None:
+    if value is None:
+        return None
     try:
         numbers = [int(part) for part in value.split(",") if part]
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 1:
         raise click.BadParameter(
-            f"{value!r}: positive whole numbers separated by commas are needed, e.g. {option.default}"
+            f"{value!r}: positive whole numbers separated by commas are needed, e.g. --{option.name} 2048,4096"
         )
     return numbers
 
@@ -66,21 +68,6 @@ def _describe(device: Any) -> dict[str, Any]:
     return facts
 
 
-def _table(header: list[str], rows: Iterable[list[str]]) -> str:
-    lines = [header, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"
-
-
 threads_option = click.option("--threads", type=click.IntRange(1), help="PyTorch threads; all by default.")
 device_option = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 output_option = click.option(
@@ -97,12 +84,18 @@ def bench() -> None:
 @click.option(
     "--lengths",
     callback=_numbers,
-    default="128,512,2048,4096,8192,32768,131072",
-    show_default=True,
+    show_default="128,512,2048,4096,8192,32768,131072; on a GPU every power of two from 2048 to 131072",
     help="Tokens of a prefill.",
 )
-@click.option("--batches", callback=_numbers, default="1,8", show_default=True, help="Rows of a decode step.")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Rows of a prefill.")
+@click.option(
+    "--batches",
+    callback=_numbers,
+    show_default="1,8; on a GPU 2,4,8,16,32,64",
+    help="Rows of a decode step; on a GPU also of prefills of 16,384 tokens.",
+)
+@click.option(
+    "--batch", type=click.IntRange(1), show_default="1; on a GPU 16", help="Rows of the prefills in --lengths."
+)
 @click.option("--heads", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--feature-dim", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--head-dim", type=click.IntRange(1), default=64, show_default=True)
@@ -111,9 +104,9 @@ def bench() -> None:
 @device_option
 @output_option
 def kernels(
-    lengths: list[int],
-    batches: list[int],
-    batch: int,
+    lengths: list[int] | None,
+    batches: list[int] | None,
+    batch: int | None,
     heads: int,
     feature_dim: int,
     head_dim: int,
@@ -122,21 +115,43 @@ def kernels(
     device: str,
     output: Path | None,
 ) -> None:
-    """Taylor linear attention beside what else computes it: medians, ratios, and the share of this machine's own float32
-    matrix-product rate, timed in the same rounds (over the operator's minimal FLOPs). Forms that would need more than 4 s or
-    6 GiB for one call are left out.
+    """Taylor linear attention beside what else computes it: medians and ratios.
+
+    On a CPU in float32, with the share of this machine's own matrix-product rate, timed in the same rounds (over the operator's
+    minimal FLOPs). On a GPU in bfloat16: the two sweeps of the paper's Table 5, with the share of a copy's bandwidth over the
+    fewest bytes that could be moved. Forms that would need more than 4 s or too much memory for one call are left out.
     """
+    place = _device(device, threads)
+    if output and plot and find_spec("matplotlib") is None:
+        raise UserError("plots need matplotlib: pip install 'jrt-eval[report]', or pass --no-plot")
+    sizes = {"heads": heads, "d": feature_dim, "f": head_dim, "device": place}
+    measure = _gpu_kernels if device == "cuda" else _cpu_kernels
+    measure(lengths, batches, batch, sizes, plot, output)
+
+
+def _say(facts: dict[str, Any]) -> None:
+    for key, value in facts.items():
+        click.echo(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
+
+
+def _cpu_kernels(
+    lengths: list[int] | None,
+    batches: list[int] | None,
+    batch: int | None,
+    sizes: dict[str, Any],
+    plot: bool,
+    output: Path | None,
+) -> None:
     from jrt_eval.bench import alternatives, plots
     from jrt_eval.bench import kernels as measured
     from jrt_eval.bench.timing import keep_memory
 
-    place = _device(device, threads)
-    facts = _describe(place)
-    facts["allocator keeps memory"] = device == "cpu" and keep_memory()
-    facts["decode call overhead (s)"] = measured.call_overhead(place)
-    rows = measured.measure(lengths, batches, batch=batch, heads=heads, d=feature_dim, f=head_dim, device=place)
-    for key, value in facts.items():
-        click.echo(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
+    lengths, batches, batch = lengths or measured.LENGTHS, batches or measured.BATCHES, batch or 1
+    facts = _describe(sizes["device"])
+    facts["allocator keeps memory"] = keep_memory()
+    facts["decode call overhead (s)"] = measured.call_overhead(sizes["device"])
+    rows = measured.measure(lengths, batches, batch=batch, **sizes)
+    _say(facts)
     if not alternatives.fast_transformers():
         click.echo("fast-transformers: not installed, not measured")
 
@@ -147,7 +162,8 @@ def kernels(
     def ours(found: list[measured.Row]) -> float:
         return next(r.seconds for r in found if r.name == measured.OURS)
 
-    click.echo(f"\nbatch {batch}, {heads} heads, feature dim {feature_dim}, head dim {head_dim}; medians")
+    shape = "{heads} heads, feature dim {d}, head dim {f}".format(**sizes)
+    click.echo(f"\nbatch {batch}, {shape}; medians")
     for operator in ("prefill", "gradients"):
         summary = []
         for length in lengths:
@@ -157,7 +173,7 @@ def kernels(
             lines = [
                 [
                     r.name,
-                    _time(r.seconds),
+                    time_text(r.seconds),
                     f"{r.seconds / ours(found):.2f}x",
                     "" if r.matmul_fraction is None else f"{r.matmul_fraction:.0%}",
                     f"{r.seconds / length * 1e6:.2f}",
@@ -165,13 +181,13 @@ def kernels(
                 for r in found
             ]
             header = [f"{operator}, {length} tokens", "time", "of ours", "of matmul", "us/token"]
-            click.echo("\n" + _table(header, lines))
+            click.echo("\n" + table(header, lines))
             others = [r for r in found if not r.name.startswith(measured.OURS)]
             mine = next(r for r in found if r.name == measured.OURS)
             summary.append(
                 [
                     str(length),
-                    _time(mine.seconds),
+                    time_text(mine.seconds),
                     f"{mine.seconds / length * 1e6:.2f}",
                     "" if mine.matmul_fraction is None else f"{mine.matmul_fraction:.0%}",
                     "" if mine.matmul_flops is None else f"{mine.matmul_flops / 1e9:.0f}",
@@ -180,24 +196,57 @@ def kernels(
                 ]
             )
         header = [f"{operator}, tokens", "ours", "us/token", "of matmul", "matmul GFLOP/s", "fastest other", "of ours"]
-        click.echo("\n" + _table(header, summary))
+        click.echo("\n" + table(header, summary))
     for b in batches:
         found = group("decode", 1, b)
-        lines = [[r.name, _time(r.seconds), f"{r.seconds / ours(found):.2f}x"] for r in found]
-        click.echo("\n" + _table([f"decode step, batch {b}", "time", "of ours"], lines))
+        lines = [[r.name, time_text(r.seconds), f"{r.seconds / ours(found):.2f}x"] for r in found]
+        click.echo("\n" + table([f"decode step, batch {b}", "time", "of ours"], lines))
 
     if output:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "kernels.json").write_text(
-            json.dumps({"machine": facts, "rows": [row.as_dict() for row in rows]}, indent=1) + "\n"
-        )
-        with open(output / "kernels.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0].as_dict()))
-            writer.writeheader()
-            writer.writerows(row.as_dict() for row in rows)
+        write(output, "kernels", facts, rows)
         if plot:
-            title = f"Taylor linear attention, batch {batch}, {heads} heads, {feature_dim} -> {head_dim}, {device}"
+            title = f"Taylor linear attention, batch {batch}, {shape}, cpu"
             plots.time_against_length(rows, output / "kernels.png", title)
+        click.echo(f"\nwritten to {output}")
+
+
+def _gpu_kernels(
+    lengths: list[int] | None,
+    batches: list[int] | None,
+    batch: int | None,
+    sizes: dict[str, Any],
+    plot: bool,
+    output: Path | None,
+) -> None:
+    from jrt_eval.bench import cuda, cuda_forms, plots
+
+    shape, batch = cuda.Shape(**sizes), batch or cuda.BATCH
+    batches = batches or cuda.BATCHES
+    facts = _describe(shape.device)
+    for name, error in cuda.errors(shape, cuda_forms.forms()).items():
+        facts[f"error of {name}"] = error
+    _say(facts)
+    click.echo(f"\n{shape.heads} heads, feature dim {shape.d}, head dim {shape.f}, bfloat16; medians")
+    rows: list[cuda.Row] = []
+    for found in cuda.measure(shape, cuda.points(lengths or cuda.LENGTHS, batches, batch), batches):
+        rows += found  # printed and written as they come: a long run may be cut off
+        first = found[0]
+        what = f"decode step, batch {first.batch}"
+        if first.sweep != "decode":
+            what = f"prefill, {first.batch} x {first.length:,} tokens"
+        click.echo("\n" + table([what, *cuda.HEADER], cuda.lines(found)))
+        if output:
+            write(output, "kernels_cuda", facts, rows)
+    facts |= cuda.rates(rows)
+    click.echo("\n" + table(cuda.SUMMARY, cuda.summary(rows)))
+    _say(cuda.rates(rows))
+    if output:
+        write(output, "kernels_cuda", facts, rows)
+        if plot:
+            title = (
+                f"Prefill, {shape.heads} heads, {shape.d} -> {shape.f}, bfloat16, {facts.get('device', shape.device)}"
+            )
+            plots.sweeps(rows, batch, output / "kernels_cuda.png", title)
         click.echo(f"\nwritten to {output}")
 
 
@@ -233,13 +282,13 @@ def model(
             f"{length / run.prefill_seconds:.0f}",
             f"{run.operator_seconds / run.prefill_seconds:.1%}",
             f"{run.mixer_seconds / run.prefill_seconds:.1%}",
-            _time(run.step_seconds),
+            time_text(run.step_seconds),
             f"{1 / run.step_seconds:.1f}",
         ]
         for run in runs
     ]
     header = ["backend", "prefill", "tokens/s", "in operators", "in mixers", "step", "tokens/s"]
-    click.echo(f"\nJRT-RNN, {layers} layers, {length} tokens\n" + _table(header, lines))
+    click.echo(f"\nJRT-RNN, {layers} layers, {length} tokens\n" + table(header, lines))
     if output:
         output.mkdir(parents=True, exist_ok=True)
         found = {"machine": facts, "length": length, "layers": layers, "runs": [vars(run) for run in runs]}

@@ -14,6 +14,8 @@ from jrt_eval.bench.timing import Matmul, Timing, timings
 from jrt_eval.kernels import TaylorState, num_features, taylor_linear_attention, taylor_step
 
 OURS = "jrt-eval"
+LENGTHS = [128, 512, 2048, 4096, 8192, 32768, 131072]
+BATCHES = [1, 8]  # of decode steps
 MATMUL = "matrix product"
 CHUNK = 64
 MOST_BYTES = 6 << 30  # an alternative that would need more is left out

@@ -1,35 +1,76 @@
-"""Time against length, log-log, one line per form: forward on the left, with gradients on the right."""
+"""Time against length or batch, log-log, one line per form."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from jrt_eval.bench.kernels import OURS, Row
+from jrt_eval.bench import cuda, kernels
 from jrt_eval.errors import UserError
 
 
-def time_against_length(rows: list[Row], path: Path, title: str) -> None:
-    """Write a PNG. Raises UserError where matplotlib is missing."""
+@dataclass(frozen=True)
+class Panel:
+    """One plot of a figure: name -> points (x, seconds)."""
+
+    title: str
+    label: str  # of the x axis
+    lines: dict[str, list[tuple[int, float]]]
+
+
+def draw(panels: Sequence[Panel], path: Path, title: str) -> None:
+    """Write a PNG, panels side by side, a form of one colour in all. Raises UserError where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("plots need matplotlib: pip install 'jrt-eval[report]', or pass --no-plot") from error
 
-    operators = list(dict.fromkeys(row.operator for row in rows if row.operator in ("prefill", "gradients")))
-    figure = Figure(figsize=(6.5 * len(operators), 5), layout="constrained")
-    names = list(dict.fromkeys(row.name for row in rows if row.operator == "prefill"))
-    for axes, operator in zip(figure.subplots(1, len(operators), squeeze=False)[0], operators, strict=True):
-        for i, name in enumerate(names):
-            line = sorted((r.length, r.seconds * 1e3) for r in rows if (r.operator, r.name) == (operator, name))
-            if line:
-                width = 2.5 if name.startswith(OURS) else 1.2
-                axes.plot(*zip(*line, strict=True), marker="o", label=name, linewidth=width, color=f"C{i}")
+    figure = Figure(figsize=(6.5 * len(panels), 5), layout="constrained")
+    names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name, points in panel.lines.items():
+            x, seconds = zip(*sorted(points), strict=True)
+            width = 2.5 if name.startswith("jrt-eval") else 1.2
+            color = f"C{names.index(name)}"
+            axes.plot(x, [each * 1e3 for each in seconds], marker="o", label=name, linewidth=width, color=color)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        axes.set_xlabel("tokens")
+        axes.set_xlabel(panel.label)
         axes.set_ylabel("milliseconds")
-        axes.set_title("forward" if operator == "prefill" else "forward and backward")
+        axes.set_title(panel.title)
         axes.grid(True, which="both", alpha=0.3)
         axes.legend(fontsize="small")
     figure.suptitle(title)
     figure.savefig(path, dpi=100)
+
+
+def time_against_length(rows: list[kernels.Row], path: Path, title: str) -> None:
+    """Forward on the left, with gradients on the right."""
+    panels = []
+    for operator, head in (("prefill", "forward"), ("gradients", "forward and backward")):
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for row in rows:
+            if row.operator == operator:
+                lines.setdefault(row.name, []).append((row.length, row.seconds))
+        if lines:
+            panels.append(Panel(head, "tokens", lines))
+    draw(panels, path, title)
+
+
+def sweeps(rows: list[cuda.Row], batch: int, path: Path, title: str) -> None:
+    """Against length on the left, against batch on the right."""
+    lengths: dict[str, list[tuple[int, float]]] = {}
+    batches: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        if row.sweep == "decode" or row.seconds is None:
+            continue
+        if row.sweep == "length":
+            lengths.setdefault(row.name, []).append((row.length, row.seconds))
+        if row.length == cuda.LENGTH:
+            batches.setdefault(row.name, []).append((row.batch, row.seconds))
+    panels = [
+        Panel(f"batch {batch}", "tokens", lengths),
+        Panel(f"{cuda.LENGTH:,} tokens", "batch", batches),
+    ]
+    draw([panel for panel in panels if panel.lines], path, title)

@@ -71,6 +71,22 @@ class Matmul:
         return 2 * len(self.a) ** 3
 
 
+class Copy:
+    """A copy of so many bytes: a candidate whose time gives the device's memory bandwidth."""
+
+    def __init__(self, device: torch.device, size: int) -> None:
+        self.x = torch.zeros(size, device=device, dtype=torch.uint8)
+        self.y = torch.empty_like(self.x)
+
+    def __call__(self) -> torch.Tensor:
+        return self.y.copy_(self.x)
+
+    @property
+    def bytes(self) -> int:
+        """Read and written by one call."""
+        return 2 * self.x.numel()
+
+
 def keep_memory() -> bool:
     """Make glibc's allocator keep what is freed. Without it PyTorch's large temporaries are mapped and unmapped on every
     call, and its forms are up to 4 times slower: comparisons should be with the better setting. True where it took.

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from jrt_eval.kernels import checks
-from jrt_eval.kernels.registry import COMPILED_STEP, QUICK_STEP, select
+from jrt_eval.kernels.registry import QUICK_STEPS, select
 from jrt_eval.kernels.states import TaylorState, WindowState
+
+_compiling = torch.compiler.is_compiling
 
 
 def taylor_linear_attention(
@@ -128,23 +130,21 @@ def taylor_step(
     Returns:
         y (batch, heads, head_dim)
     """
-    name = "taylor_step"
     kv, k_sum = state
-    run = select(name, v, backend)
-    if (
-        run is COMPILED_STEP
-    ):  # a step takes microseconds: one look at everything, and a second only if something is wrong
-        y: Tensor | None = QUICK_STEP(q, k, v, kv, k_sum, decay)
+    if not _compiling():  # a step takes microseconds: one look at everything, and a second only if something is wrong
+        quick = QUICK_STEPS.get(backend)
+        y: Tensor | None = None if quick is None else quick(q, k, v, kv, k_sum, decay)
         if y is not None:
             return y
+    name = "taylor_step"
+    run = select(name, v, backend)
     checks.qkv(name, q, k, v, 3)
     checks.taylor_state(name, kv, k_sum, v, q.shape[-1], in_place=True)
     if decay is not None:
         checks.shaped(name, "decay", decay, (v.shape[1],), v.device)
     checks.apart(name, {"state.kv": kv, "state.k": k_sum}, {"q": q, "k": k, "v": v, "decay": decay})
-    y = run(q, k, v, state, decay)
-    assert y is not None
-    return y
+    out: Tensor = run(q, k, v, state, decay)
+    return out
 
 
 def causal_dot_product(
@@ -210,7 +210,7 @@ def sliding_window_attention(
     checks.qkv(name, q, k, v, 4)
     _window(name, k, v, window, state)
     if lengths is not None:
-        checks.shaped(name, "lengths", lengths, (v.shape[0],), v.device)
+        checks.lengths(name, lengths, v.shape[0], v.shape[1], v.device)
     y, final = select(name, v, backend)(q, k, v, window, state, lengths)
     return y, final
 
@@ -243,9 +243,9 @@ def _conv(name: str, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, 
     channels, width = a.shape[-1], weight.shape[-1]
     if a.shape != b.shape:
         checks.fail(f"{name}: a and b of different shapes, {tuple(a.shape)} and {tuple(b.shape)}")
-    if weight.dim() not in (2, 3) or weight.shape[0] != channels or weight.numel() != channels * width:
+    if weight.dim() not in (2, 3) or weight.shape[0] != channels or weight.numel() != channels * width or width < 1:
         checks.fail(
-            f"{name}: weight has shape {tuple(weight.shape)}, expected ({channels}, 1, width) or ({channels}, width)"
+            f"{name}: weight has shape {tuple(weight.shape)}, expected ({channels}, 1, width) or ({channels}, width), width >= 1"
         )
     if weight.device != a.device:
         checks.fail(f"{name}: weight is on {weight.device}, the other tensors on {a.device}")
@@ -282,7 +282,7 @@ def gated_short_conv(
         checks.fail(f"{name}: expected a of shape (batch, length, channels), got {tuple(a.shape)}")
     _conv(name, a, b, weight, bias, state)
     if lengths is not None:
-        checks.shaped(name, "lengths", lengths, (a.shape[0],), a.device)
+        checks.lengths(name, lengths, a.shape[0], a.shape[1], a.device)
     y, final = select(name, a, backend)(a, b, weight, bias, state, lengths)
     return y, final
 

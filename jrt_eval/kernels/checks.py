@@ -33,7 +33,19 @@ def qkv(operator: str, q: Tensor, k: Tensor, v: Tensor, dims: int) -> None:
     layout = "(batch, length, heads, dim)" if dims == 4 else "(batch, heads, dim)"
     if q.dim() != dims or v.dim() != dims or q.shape != k.shape or q.shape[:-1] != v.shape[:-1]:
         fail(f"{operator}: expected q, k and v of shape {layout} that agree, got {_shape(q)}, {_shape(k)}, {_shape(v)}")
+    if q.shape[-1] == 0 or v.shape[-1] == 0:
+        fail(f"{operator}: q, k and v need at least one number per head, got {_shape(q)}, {_shape(k)}, {_shape(v)}")
     same_kind(operator, v, q, k)
+
+
+def lengths(operator: str, x: Tensor, batch: int, longest: int, device: torch.device) -> None:
+    """How many tokens of each row count. What they say is looked at where that stops nothing: not on a GPU, nor while tracing."""
+    shaped(operator, "lengths", x, (batch,), device)
+    if batch == 0 or torch.compiler.is_compiling() or x.device.type != "cpu":
+        return
+    low, high = (int(each) for each in x.aminmax())
+    if low < 0 or high > longest:
+        fail(f"{operator}: lengths from {low} to {high}, expected 0 to {longest}, the tokens of a row")
 
 
 def shaped(operator: str, name: str, x: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
@@ -66,18 +78,29 @@ def apart(operator: str, written: dict[str, Tensor], read: dict[str, Tensor | No
     """What is updated in place shares no memory with anything else of the call."""
     if torch.compiler.is_compiling():  # tensors have no addresses yet
         return
-    spans = [(name, *_span(x)) for name, x in {**written, **read}.items() if x is not None]
-    for i, (name, first, last) in enumerate(spans[: len(written)]):
-        for other, start, stop in spans[i + 1 :]:
+    seen = [(name, *_span(x)) for name, x in written.items()]
+    for i, (name, first, last) in enumerate(seen):
+        for other, start, stop in seen[i + 1 :]:
             if start < last and first < stop:
-                fail(f"{operator}: {other} overlaps {name} in memory, which is updated in place; pass {other}.clone()")
+                _overlapping(operator, name, other)
+    for other, y in read.items():
+        if y is None:
+            continue
+        start, stop = _span(y)
+        for name, first, last in seen:
+            if start < last and first < stop:
+                _overlapping(operator, name, other)
+
+
+def _overlapping(operator: str, name: str, other: str) -> None:
+    fail(f"{operator}: {other} overlaps {name} in memory, which is updated in place; pass {other}.clone()")
 
 
 def _span(x: Tensor) -> tuple[int, int]:
     """First byte, and the one after the last; (0, 0) where there is no memory."""
-    first = 0 if x.numel() == 0 else x.data_ptr()
-    if first == 0:
-        return 0, 0
+    first = x.data_ptr()  # 0 where there are no elements
+    if x.is_contiguous():
+        return first, first + x.nbytes
     reach = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     return first, first + (reach + 1) * x.element_size()
 

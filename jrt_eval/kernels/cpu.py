@@ -2,6 +2,8 @@
 
 Arguments have been checked in `api`. Views are passed with their strides; only states, masks and other small tensors are copied
 where they are not laid out as the kernels read them. Tensors are held by these frames while a kernel runs without the GIL.
+Steps do not pass PyTorch's dispatcher, which elsewhere writes out lazily negated views (of a complex tensor's imaginary part): they
+call `resolve_neg` themselves.
 """
 
 from __future__ import annotations
@@ -192,24 +194,9 @@ def _causal_product_backward(
 
 def _taylor_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Tensor | None) -> Tensor:
     batch, heads, n, head_dim = kv.shape
-    return _step(q, k, v, kv, k_sum, single(decay), batch, heads, q.shape[2], n, head_dim, DTYPES[v.dtype])
-
-
-def _step(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    kv: Tensor,
-    k_sum: Tensor,
-    decay: Tensor | None,
-    batch: int,
-    heads: int,
-    dim: int,
-    n: int,
-    head_dim: int,
-    dtype: int,
-) -> Tensor:
-    y = _empty_like(v) if v.is_contiguous() else _empty_like(v, memory_format=_contiguous)
+    q, k, v = q.resolve_neg(), k.resolve_neg(), v.resolve_neg()
+    y = _empty_like(v, memory_format=_contiguous)
+    rates = single(decay)  # held here while its address is used
     try:
         _c.taylor_step(
             q.data_ptr(),
@@ -221,13 +208,13 @@ def _step(
             y.data_ptr(),
             kv.data_ptr(),
             k_sum.data_ptr(),
-            0 if decay is None else decay.data_ptr(),
+            address(rates),
             batch,
             heads,
-            dim,
+            q.shape[2],
             n,
             head_dim,
-            dtype,
+            DTYPES[v.dtype],
             _threads(),
         )
     except ValueError as error:  # overlapping tensors
@@ -237,40 +224,18 @@ def _step(
     return y
 
 
-def _quick_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Tensor | None) -> Tensor | None:
-    """The step, if its arguments are plainly right; None if they need a closer look. v is on the CPU, of a dtype of ours.
+_quick = _c.quick_step
+_c.prepare_quick_step(Tensor, getattr(Tensor, "__dlpack_c_exchange_api__", None))
 
-    Every attribute is read once: a call computes for as little as 10 microseconds, and each look costs 0.1.
-    """
-    if _compiling():
+
+def quick_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Tensor | None) -> Tensor | None:
+    """The step, if its arguments are plainly right; None if they need a closer look (all do before PyTorch 2.10)."""
+    y = _empty_like(v) if v.is_contiguous() else _empty_like(v, memory_format=_contiguous)
+    if kv.requires_grad or k_sum.requires_grad or not _quick(q, k, v, kv, k_sum, decay, y, _threads()):
         return None
-    shape, dtype = q.shape, v.dtype
-    if len(shape) != 3:
-        return None
-    batch, heads, dim = shape
-    n, f = (dim + 1) * (dim + 2) // 2, v.shape[-1]
-    if (
-        k.shape == shape
-        and v.shape == (batch, heads, f)
-        and kv.shape == (batch, heads, n, f)
-        and k_sum.shape == (batch, heads, n)
-        and q.dtype is dtype
-        and k.dtype is dtype
-        and kv.dtype is _float32
-        and k_sum.dtype is _float32
-        and q.is_cpu
-        and k.is_cpu
-        and kv.is_cpu
-        and k_sum.is_cpu
-        and kv.is_contiguous()
-        and k_sum.is_contiguous()
-        and not kv.requires_grad
-        and not k_sum.requires_grad
-        and (decay is None or (decay.shape == (heads,) and decay.is_cpu))
-    ):
-        rates = None if decay is None else single(decay)
-        return _step(q, k, v, kv, k_sum, rates, batch, heads, dim, n, f, DTYPES[dtype])
-    return None
+    if _grad_enabled():
+        increment_version((kv, k_sum))
+    return y
 
 
 def _window_attention(
@@ -319,6 +284,7 @@ def _window_attention(
 
 def _window_step(q: Tensor, k: Tensor, v: Tensor, ring_k: Tensor, ring_v: Tensor, seen: Tensor) -> Tensor:
     batch, heads, dim = v.shape
+    q, k, v = q.resolve_neg(), k.resolve_neg(), v.resolve_neg()
     y = v.new_empty((batch, heads, dim))
     _c.window_step(
         q.data_ptr(),
@@ -386,7 +352,7 @@ def _gated_conv(
 
 
 def _gated_conv_step(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> Tensor:
-    return gated_conv_step(_conv, a, b, weight, bias, state)
+    return gated_conv_step(_conv, a.resolve_neg(), b.resolve_neg(), weight, bias, state)
 
 
 def _implement() -> None:
@@ -414,7 +380,7 @@ def taylor_linear_attention(
     q: Tensor, k: Tensor, v: Tensor, state: TaylorState | None, mask: Tensor | None, decay: Tensor | None
 ) -> tuple[Tensor, TaylorState]:
     kv, k_sum = (None, None) if state is None else state
-    if decay is not None and learns(q, k, v, kv, k_sum):
+    if decay is not None and learns(q, k, v, kv, k_sum, decay):
         return reference.taylor_linear_attention(q, k, v, state, mask, decay)
     y, kv_out, k_out, _ = _ops.taylor_prefill(q, k, v, kv, k_sum, mask, decay)
     return y, TaylorState(kv_out, k_out)
@@ -443,9 +409,6 @@ def taylor_step(q: Tensor, k: Tensor, v: Tensor, state: TaylorState, decay: Tens
     # Steps are for inference: past tracing there is nothing that PyTorch's dispatcher would add.
     y: Tensor = (_ops.taylor_step if _compiling() else _taylor_step)(q, k, v, state[0], state[1], decay)
     return y
-
-
-taylor_step.quick = _quick_step  # type: ignore[attr-defined]
 
 
 def causal_dot_product(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:

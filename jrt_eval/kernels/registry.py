@@ -70,9 +70,9 @@ BACKENDS: dict[str, Backend] = {
 # `auto`: the first of these that has the operator, for the device and dtype at hand.
 AUTO = tuple(name for name in BACKENDS if name != "torch")
 
-# What a decode step through the compiled CPU kernels goes by (see `api.taylor_step`); None where there are none.
-COMPILED_STEP: Callable[..., Any] | None = BACKENDS["cpu"].operators.get("taylor_step")
-QUICK_STEP: Callable[..., Any] = getattr(COMPILED_STEP, "quick", lambda *_: None)
+# Backend (as asked for) -> a decode step that is tried before all checks, and gives None where they are needed. Filled when a
+# step's backend is chosen for the first time: see `api.taylor_step`.
+QUICK_STEPS: dict[str, Callable[..., Any]] = {}
 
 _chosen: dict[tuple[str, torch.device, torch.dtype, str], Callable[..., Any]] = {}
 _said: set[tuple[str, str]] = set()
@@ -88,6 +88,10 @@ def select(operator: str, like: Tensor, backend: str) -> Callable[..., Any]:
         chosen = _choose(operator, like, backend)
         if not torch.compiler.is_compiling():
             _chosen[operator, like.device, like.dtype, backend] = chosen
+            if operator == "taylor_step" and chosen is BACKENDS["cpu"].operators.get(operator):
+                from jrt_eval.kernels.cpu import quick_step
+
+                QUICK_STEPS[backend] = quick_step
     return chosen
 
 

@@ -106,6 +106,16 @@ def test_causal_dot_product(where: Where, length: int, n: int, f: int) -> None:
     )
 
 
+def test_decay_alone_may_be_learnt(cpu: str) -> None:
+    q, k, v = (torch.randn(1, 80, 2, x, generator=torch.Generator().manual_seed(x)) for x in (4, 4, 6))
+    decay = torch.tensor([0.9, 0.5], requires_grad=True)
+    grads = []
+    for backend in (cpu, "torch"):
+        y, _ = taylor_linear_attention(q, k, v, decay=decay, backend=backend)
+        grads.append(torch.autograd.grad(y.square().sum(), decay)[0])
+    torch.testing.assert_close(*grads)
+
+
 def test_window(where: Where) -> None:
     backend, device = where
     qkv = leaves(device, (2, 150, 2, 16), (2, 150, 2, 16), (2, 150, 2, 16))

@@ -255,6 +255,17 @@ WRONG: list[tuple[str, Callable[[], object]]] = [
     ("state has shape", lambda: kernels.causal_dot_product(x4, x4, x4, x4)),
     ("window >= 1", lambda: kernels.sliding_window_attention(x4, x4, x4, 0)),
     ("different shapes", lambda: kernels.gated_short_conv(x3, x3[:1], torch.ones(4, 3))),
+    ("width >= 1", lambda: kernels.gated_short_conv(x3, x3, torch.ones(4, 0))),
+    ("at least one number", lambda: kernels.taylor_linear_attention(x4[..., :0], x4[..., :0], x4)),
+    ("at least one number", lambda: kernels.encode_prefix(x4, x4[..., :0])),
+    (
+        "lengths from -1 to 3, expected 0 to 3",
+        lambda: kernels.gated_short_conv(x3, x3, torch.ones(4, 3), lengths=torch.tensor([3, -1])),
+    ),
+    (
+        "lengths from 0 to 6, expected 0 to 5",
+        lambda: kernels.sliding_window_attention(x4, x4, x4, 2, lengths=torch.tensor([6, 0])),
+    ),
     ("weight has shape", lambda: kernels.gated_short_conv(x3, x3, torch.ones(5, 3))),
     ("bias has shape", lambda: kernels.gated_short_conv(x3, x3, torch.ones(4, 3), torch.ones(3))),
     ("lengths has shape", lambda: kernels.gated_short_conv(x3, x3, torch.ones(4, 3), lengths=torch.ones(3))),
@@ -291,6 +302,38 @@ WRONG: list[tuple[str, Callable[[], object]]] = [
 def test_wrong_calls_say_what_is_wrong(message: str, call: Callable[[], object]) -> None:
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_counts_that_nobody_looked_into_read_no_foreign_memory(cpu: str) -> None:
+    """As in a compiled graph, where what a tensor says is not known when it is checked."""
+    x, weight, out_of_range = normal(2, 6, 8), normal(8, 3), torch.tensor([1 << 40, -5])
+    ops = torch.ops.jrt_eval
+    got = ops.gated_conv(x, x, weight, None, None, out_of_range)
+    want = ops.gated_conv(x, x, weight, None, None, torch.tensor([6, 0]))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    v = x.view(2, 6, 2, 4)
+    got = ops.window_attention(v, v, v, 4, None, None, None, out_of_range)
+    want = ops.window_attention(v, v, v, 4, None, None, None, torch.tensor([6, 0]))
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    steps = []
+    for seen in (-3, 0):
+        ring = WindowState(v[:, :4].clone(), v[:, :4].clone(), torch.tensor([seen, seen]))
+        steps.append([kernels.sliding_window_step(v[:, 0], v[:, 5], v[:, 5], ring), *ring[:2]])
+    assert all(torch.equal(a, b) for a, b in zip(*steps, strict=True))
+
+
+def test_a_step_of_a_negated_view(cpu: str) -> None:
+    x = torch.complex(normal(2, 3, 4), normal(2, 3, 4)).conj().imag
+    assert x.is_neg()
+    plain = x.resolve_neg()
+    for step in (
+        lambda y: kernels.taylor_step(y, y, y, TaylorState(torch.zeros(2, 3, 15, 4), torch.zeros(2, 3, 15))),
+        lambda y: kernels.sliding_window_step(
+            y, y, y, WindowState(torch.zeros(2, 5, 3, 4), torch.zeros(2, 5, 3, 4), torch.zeros(2).long())
+        ),
+        lambda y: kernels.gated_short_conv_step(y[:, 0], y[:, 1], torch.ones(4, 3), None, torch.zeros(2, 2, 4)),
+    ):
+        torch.testing.assert_close(step(x), step(plain))
 
 
 def overlapping() -> list[tuple[str, Callable[[str], object]]]:
@@ -344,6 +387,80 @@ def test_neighbours_in_memory_do_not_overlap(cpu: str) -> None:
     row = torch.randn(2, 7, 3, 4)[:, 3]  # strides that skip over other tokens
     state = TaylorState(torch.zeros(2, 3, 15, 4), torch.zeros(2, 3, 15))
     torch.testing.assert_close(kernels.taylor_step(row, row, row, state, backend=cpu), row)
+
+
+def a_step() -> tuple[Tensor, Tensor, Tensor, TaylorState]:
+    q, k, v = normal(2, 5, 3, 4), normal(2, 4, 3, 4), normal(2, 3, 3, 6)
+    return q[:, 1], k[:, 1], v[:, 1], TaylorState(normal(2, 3, 15, 6), torch.rand(2, 3, 15) + 15)
+
+
+@pytest.fixture
+def looks(cpu: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The operators whose arguments have had the second, slower look since."""
+    kernels.taylor_step(*a_step(), backend=cpu)  # the first one chooses
+    seen: list[str] = []
+    slow = kernels.api.checks.qkv
+    monkeypatch.setattr(kernels.api.checks, "qkv", lambda name, *x: (seen.append(name), slow(name, *x)))
+    return seen
+
+
+@pytest.mark.skipif(
+    not hasattr(Tensor, "__dlpack_c_exchange_api__"), reason="this PyTorch has no DLPack exchange table"
+)
+def test_a_plain_step_takes_the_short_way(cpu: str, looks: list[str]) -> None:
+    q, k, v, state = a_step()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for w in (v, v.contiguous(), v.transpose(0, 1).contiguous().transpose(0, 1)):
+            for rates in (None, torch.tensor([0.5, 0.9, 1.0])):
+                fresh = [TaylorState(state.kv.clone(), state.k.clone()) for _ in range(2)]
+                inputs = [x.to(dtype) for x in (q, k, w)]
+                y = kernels.taylor_step(*inputs, fresh[0], decay=rates, backend=cpu)
+                assert y.is_contiguous() and y.dtype is dtype
+                want = kernels.taylor_step(*inputs, fresh[1], decay=rates, backend="torch")
+                assert oracle.error(y, want) < oracle.TOLERANCE[dtype]
+                assert oracle.error(fresh[0].kv, fresh[1].kv) < 1e-6
+    assert looks == ["taylor_step"] * 18  # the reference's
+
+
+class Sub(Tensor):
+    pass
+
+
+def unusual() -> dict[str, Callable[[Tensor, Tensor, Tensor, TaylorState], tuple[Any, ...]]]:
+    """Right arguments that the short way leaves to the long one."""
+    return {
+        "decay of another dtype": lambda q, k, v, s: (q, k, v, s, torch.full((3,), 0.5, dtype=torch.float64)),
+        "decay that is not contiguous": lambda q, k, v, s: (q, k, v, s, torch.full((6,), 0.5)[::2]),
+        "values of another layout": lambda q, k, v, s: (q, k, v.mT.contiguous().mT, s, None),
+        "a negated view": lambda q, k, v, s: (torch.complex(q, -q).conj().imag, k, v, s, None),
+        "a subclass": lambda q, k, v, s: (q.as_subclass(Sub), k, v, s, None),
+        "a parameter": lambda q, k, v, s: (torch.nn.Parameter(q.clone()), k, v, s, None),
+    }
+
+
+@pytest.mark.parametrize("name", list(unusual()))
+def test_an_unusual_step_takes_the_long_way(cpu: str, looks: list[str], name: str) -> None:
+    q, k, v, state = a_step()
+    want_state = TaylorState(state.kv.clone(), state.k.clone())
+    *arguments, decay = unusual()[name](q, k, v, state)
+    y = kernels.taylor_step(*arguments, decay=decay, backend=cpu)
+    assert looks == ["taylor_step"]
+    want = kernels.taylor_step(q, k, v, want_state, decay=decay, backend="torch")
+    assert oracle.error(y, want) < 1e-5
+    assert oracle.error(state.kv, want_state.kv) < 1e-6
+
+
+def test_a_pytorch_without_the_exchange_table_steps_too(cpu: str, looks: list[str]) -> None:
+    q, k, v, state = a_step()
+    want = kernels.taylor_step(q, k, v, TaylorState(state.kv.clone(), state.k.clone()), backend="torch")
+    module = compiled.module()
+    try:
+        assert not module.prepare_quick_step(Tensor, None)
+        y = kernels.taylor_step(q, k, v, state, backend=cpu)
+    finally:
+        module.prepare_quick_step(Tensor, getattr(Tensor, "__dlpack_c_exchange_api__", None))
+    assert oracle.error(y, want) < 1e-5
+    assert looks == ["taylor_step", "taylor_step"]
 
 
 def test_nothing_is_computed_for_nothing(cpu: str) -> None:

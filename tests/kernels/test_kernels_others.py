@@ -51,6 +51,24 @@ def test_causal_dot_product_continues_from_a_state(where: Where) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", ["q", "k", "v"])
+def test_what_is_no_number_is_not_hidden_by_a_window(where: Where, which: str, dtype: torch.dtype) -> None:
+    backend, device = where
+    x = {name: normal(1, 150, 2, 12, dtype=dtype, device=device, seed=s) for s, name in enumerate("qkv")}
+    x[which][0, 70, 1, 3] = float("nan")
+    y, _ = sliding_window_attention(*x.values(), 20, backend=backend)
+    sees = slice(70, 71 if which == "q" else 90)
+    assert y[0, sees, 1].isnan().any(-1).all()
+    assert y[0, sees, 1].isnan().all() or which == "v"
+    assert y[:, :, 0].isfinite().all()
+    _, ring = sliding_window_attention(*(z[:, :69] for z in x.values()), 20, backend=backend)
+    for t in (69, 70, 71):
+        step = sliding_window_step(*(z[:, t] for z in x.values()), ring, backend=backend)
+        assert step[0, 1].isnan().any() == (t == 70 or (t > 70 and which != "q"))
+        assert step[0, 0].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("length", "window", "dim"),
     [(0, 5, 8), (1, 1, 8), (40, 1, 16), (64, 65, 64), (300, 129, 64), (200, 7, 70), (130, 64, 112), (50, 200, 9)],

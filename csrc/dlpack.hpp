@@ -1,0 +1,31 @@
+// How a tensor is looked at without asking Python for each of its attributes: DLPack's C exchange interface (DLPack 1.3), a table of
+// functions that a tensor's type offers (PyTorch from 2.10 on, as torch.Tensor.__dlpack_c_exchange_api__). It is a fixed layout of C
+// structures, so this needs no header of PyTorch's and holds for every version of it that offers the table.
+#pragma once
+#include <Python.h>
+
+#include <cstdint>
+
+namespace jrt {
+
+struct DLTensor {
+  void* data;
+  int32_t device_type, device_id;
+  int32_t ndim;
+  uint8_t code, bits;  // of an element's type
+  uint16_t lanes;
+  int64_t *shape, *strides;  // strides in elements
+  uint64_t byte_offset;
+};
+
+constexpr int32_t kDLCPU = 1;
+constexpr uint8_t kDLFloat = 2, kDLBfloat = 4;
+
+struct ExchangeApi {
+  uint32_t major, minor;
+  void *older_api, *allocate, *managed_from_object, *object_from_managed;
+  int (*look)(void* object, DLTensor* out);  // borrows: what it tells holds while the object lives; may be null
+  void* stream;
+};
+
+}  // namespace jrt
