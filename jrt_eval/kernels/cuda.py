@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from jrt_eval.kernels import compiled, ops, reference
+from jrt_eval.kernels import compiled, ops, reference, windows
 from jrt_eval.kernels.arguments import DTYPES, address, gated_conv, gated_conv_step, learns, single
 from jrt_eval.kernels.features import num_features
 from jrt_eval.kernels.states import TaylorState
@@ -295,7 +295,5 @@ def gated_short_conv_step(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | N
     return y
 
 
-sliding_window_attention = (
-    reference.sliding_window_attention
-)  # PyTorch's scaled-dot-product kernels, over blocks of the band
-sliding_window_step = reference.sliding_window_step
+sliding_window_attention = windows.sliding_window_attention
+sliding_window_step = windows.sliding_window_step
