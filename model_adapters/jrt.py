@@ -36,7 +36,7 @@ _CPU_TOKENS = 8192  # batch_size=auto off the GPU: so many tokens at once, where
 _ARGUMENTS = [
     "pretrained", "checkpoint_name", "revision", "tokenizer", "dtype", "mixed_precision_dtype", "device",
     "batch_size", "max_batch_size", "max_length", "max_gen_toks", "arch", "backend", "short_prompt",
-    "trust_remote_code", "add_bos_token", "prefix_token_id",
+    "trust_remote_code", "add_bos_token", "prefix_token_id", "cuda_graphs",
 ]  # fmt: skip
 
 
@@ -67,7 +67,8 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
     state-spaces' Mamba. dtype: auto, float32, bfloat16, float16. mixed_precision_dtype: autocast over `dtype` weights
     (the published numbers: float32 weights, bfloat16 autocast). max_length: tokens of context and continuation
     together. short_prompt: what JRT-RNN does with a prompt shorter than its encoder: left_pad, read_twice or iterate.
-    backend: kernels to use. arch: overrides the family that config.json says.
+    backend: kernels to use. arch: overrides the family that config.json says. cuda_graphs: decode JRT and Based models
+    through CUDA graphs, on a GPU.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         trust_remote_code: bool | str = False,
         add_bos_token: bool | str | None = None,
         prefix_token_id: int | str | None = None,
+        cuda_graphs: bool | str = True,
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -129,6 +131,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
                 arch=arch,
                 revision=self.revision,
                 trust_remote_code=trust,
+                cuda_graphs=_flag("cuda_graphs", cuda_graphs),
             )
         self._model: JRTModel | TransformersModel = model
         self.pretrained = pretrained if isinstance(pretrained, str) else model.source

@@ -22,7 +22,7 @@ _FUSED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 def sliding_window_attention(
     q: Tensor, k: Tensor, v: Tensor, window: int, state: WindowState | None, lengths: Tensor | None
 ) -> tuple[Tensor, WindowState]:
-    batch, length, heads, dim = q.shape
+    batch, length, _, dim = q.shape
     if not batch * length:
         return reference.sliding_window_attention(q, k, v, window, state, lengths)
     keys, values, past, seen = reference.window_keys(k, v, window, state)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from jrt_eval.errors import UserError
 from jrt_eval.models.config import ModelConfig, parse_config
 from jrt_eval.models.generation import Generation, SamplingConfig, StopTest, generate, right_padded
+from jrt_eval.models.graphs import Graphs, Step
 from jrt_eval.models.layers import MLP, LayerNorm, RMSNorm
 from jrt_eval.models.mixers import (
     At,
@@ -118,6 +119,8 @@ class JRTModel(nn.Module):
         self.raw_config = dict(raw)
         self.backend = backend
         self.source = ""  # where its weights came from
+        self.cuda_graphs = True  # decode through CUDA graphs, on a GPU
+        self._graphs = Graphs()
         self.revision: str | None = None
         inner = config.inner() if inner is None else inner
         self.transformer = nn.Module()
@@ -249,9 +252,23 @@ class JRTModel(nn.Module):
             extra = {"decay": decay} if getattr(layer.mixer, "decay_proj", None) is not None else {}
             r = r + layer.mixer.step(layer.norm1(r), held, at, **extra)
             r = r + layer.mlp(layer.norm2(r))
-        state.length = state.length + 1
+        state.length.add_(1)
         ln_f: Any = self.transformer.ln_f
         return self.logits(ln_f(r))
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a step may be started before it is known to be needed: the GPU works while the host reads tokens."""
+        return self.device.type == "cuda" and not self.config.positions
+
+    def stepper(self, state: ModelState, tokens: int) -> Step:
+        """`step` from `state` on, for about `tokens` tokens; on a GPU through a CUDA graph, whose logits the next step
+        overwrites.
+        """
+        quick = None
+        if self.cuda_graphs and self.runs_ahead:
+            quick = self._graphs.step(self, state, tokens)
+        return quick or (lambda chosen: self.step(chosen, state))
 
     def logits(self, x: Tensor) -> Tensor:
         """The head over `hidden`'s output, float32, padding rows of the vocabulary included."""
