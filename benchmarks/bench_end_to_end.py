@@ -196,7 +196,14 @@ def direct(args: argparse.Namespace, results: dict[str, Any]) -> None:
         jrt.generate(ids, max_new_tokens=n)
 
     def generate_hf(ids: torch.Tensor, n: int) -> None:
-        hf.generate(ids, max_new_tokens=n, min_new_tokens=n, do_sample=False, attention_mask=torch.ones_like(ids), pad_token_id=0)
+        hf.generate(
+            ids,
+            max_new_tokens=n,
+            min_new_tokens=n,
+            do_sample=False,
+            attention_mask=torch.ones_like(ids),
+            pad_token_id=0,
+        )
 
     for length in args.lengths:
         for name, run in (("jrt", generate_jrt), ("hf", generate_hf)):
@@ -371,14 +378,21 @@ def table(results: dict[str, Any]) -> str:
         by = {(entry["length"], entry["model"]): entry for entry in entries}
         lengths = sorted({entry["length"] for entry in entries})
         if stage == "direct":
-            lines.append("\n| direct: prompt | prefill tokens/s, jrt | hf | ratio | MFU jrt | hf | decode tokens/s, jrt | hf | ratio | documents/s, jrt | hf | ratio |")
+            lines.append(
+                "\n| direct: prompt | prefill tokens/s, jrt | hf | ratio | MFU jrt | hf | decode tokens/s, jrt | hf | ratio | documents/s, jrt | hf | ratio |"
+            )
         else:
             lines.append("\n| lm_eval: prompt | documents/s, jrt | hf | ratio |")
         lines.append("|" + " --- |" * (lines[-1].count("|") - 1))
         for length in lengths:
             pair = [by.get((length, name), {}) for name in ("jrt", "hf")]
             cells = []
-            for key, form in (("prefill_tokens_per_s", "{:,.0f}"), ("mfu", "{:.1%}"), ("decode_tokens_per_s", "{:,.0f}"), ("documents_per_s", "{:.2f}")):
+            for key, form in (
+                ("prefill_tokens_per_s", "{:,.0f}"),
+                ("mfu", "{:.1%}"),
+                ("decode_tokens_per_s", "{:,.0f}"),
+                ("documents_per_s", "{:.2f}"),
+            ):
                 if stage == "lm_eval" and key != "documents_per_s":
                     continue
                 values = [entry.get(key) for entry in pair]
@@ -395,9 +409,13 @@ STAGES = {"make": make, "direct": direct, "lm_eval": through_lm_eval, "profile":
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--tokenizer", type=Path, required=True, help="a folder, such as GPT-2's vocab.json and merges.txt")
+    parser.add_argument(
+        "--tokenizer", type=Path, required=True, help="a folder, such as GPT-2's vocab.json and merges.txt"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/end_to_end"))
-    parser.add_argument("--work", type=Path, help="where the models are written, and found by later runs; --out by default")
+    parser.add_argument(
+        "--work", type=Path, help="where the models are written, and found by later runs; --out by default"
+    )
     parser.add_argument("--stages", default="make,lm_eval,direct", help=f"of {', '.join(STAGES)}")
     parser.add_argument("--lengths", default="512,1000,2000,4000,8000")
     parser.add_argument("--documents", type=int, default=64)

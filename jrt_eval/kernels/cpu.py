@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from jrt_eval.errors import UserError
-from jrt_eval.kernels import compiled, ops, reference
+from jrt_eval.kernels import backward, compiled, ops, reference
 from jrt_eval.kernels.arguments import DTYPES, address, gated_conv, gated_conv_step, learns, single
 from jrt_eval.kernels.features import num_features
 from jrt_eval.kernels.states import TaylorState, WindowState
@@ -394,6 +394,7 @@ def _implement() -> None:
         "taylor_prefill": _taylor_prefill,
         "taylor_prefill_backward": _taylor_prefill_backward,
         "taylor_encode": _taylor_encode,
+        "taylor_encode_backward": backward.encode_backward,
         "taylor_step": _taylor_step,
         "causal_product": _causal_product,
         "causal_product_backward": _causal_product_backward,
