@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from jrt_eval.kernels import backward, cuda, taylor_linear_attention
+from jrt_eval.kernels import cuda, taylor_linear_attention
 from jrt_eval.training import parallel
 
 HEADS, FEATURE_DIM, HEAD_DIM = 16, 16, 64
@@ -31,36 +31,39 @@ def milliseconds(call: Callable[[], object], rounds: int = 5) -> float:
     return statistics.median(times)
 
 
+def point(batch: int, length: int) -> str:
+    q, k, v, g = (
+        torch.randn(batch, length, HEADS, n, device="cuda", dtype=torch.bfloat16)
+        for n in (FEATURE_DIM, FEATURE_DIM, HEAD_DIM, HEAD_DIM)
+    )
+
+    def forward(backend: str) -> torch.Tensor:
+        return taylor_linear_attention(q, k, v, backend=backend)[0]
+
+    line = f"{batch} x {length}: forward {milliseconds(lambda: forward('cuda')):.3f} ms"
+    for x in (q, k, v):
+        x.requires_grad_()
+    kept = cuda._triton
+    for name, backend, module in (
+        ("Triton", "cuda", kept()),
+        ("PyTorch", "cuda", None),
+        ("parallel", parallel.NAME, None),
+    ):
+        cuda._triton = lambda module=module: module  # type: ignore[misc, assignment]
+        try:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            time = milliseconds(lambda backend=backend: torch.autograd.grad(forward(backend), (q, k, v), g))  # type: ignore[misc]
+            line += f"; both, {name} {time:.3f} ms, {(torch.cuda.max_memory_allocated() - before) / 2**20:,.0f} MiB"
+        except torch.OutOfMemoryError:
+            line += f"; {name} out of memory"
+    cuda._triton = kept
+    return line
+
+
 def main() -> None:
-    triton = cuda._triton()
     for batch, length in POINTS:
-        q, k, v, g = (
-            torch.randn(batch, length, HEADS, n, device="cuda", dtype=torch.bfloat16).requires_grad_()
-            for n in (FEATURE_DIM, FEATURE_DIM, HEAD_DIM, HEAD_DIM)
-        )
-        g = g.detach()
-        line = f"{batch} x {length}:"
-        with torch.no_grad():
-            line += f" forward {milliseconds(lambda: taylor_linear_attention(q, k, v, backend='cuda')):.3f} ms;"
-        for name, backend, module in (
-            ("Triton", "cuda", triton),
-            ("PyTorch", "cuda", backward),
-            ("parallel", parallel.NAME, None),
-        ):
-            cuda._triton = lambda module=module: module  # type: ignore[misc, assignment]
-
-            def both(backend: str = backend) -> None:
-                y, _ = taylor_linear_attention(q, k, v, backend=backend)
-                torch.autograd.grad(y, (q, k, v), g)
-
-            try:
-                torch.cuda.reset_peak_memory_stats()
-                before = torch.cuda.memory_allocated()
-                time = milliseconds(both)
-                line += f" {name} {time:.3f} ms, {(torch.cuda.max_memory_allocated() - before) / 2**20:,.0f} MiB;"
-            except torch.OutOfMemoryError:
-                line += f" {name} out of memory;"
-        print(f"{line} forward and backward", flush=True)
+        print(point(batch, length), flush=True)
 
 
 if __name__ == "__main__":
