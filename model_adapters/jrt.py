@@ -310,14 +310,27 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
     # --- tokens
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        add = add_special_tokens if add_special_tokens is not None else self.add_bos_token
-        if add_special_tokens is None:
-            start = self.tokenizer.bos_token
-            if start and string.startswith(start):
-                add = False
+        add = add_special_tokens if add_special_tokens is not None else self._adds_special(string)
         special = {} if add is None else {"add_special_tokens": add}
         tokens: list[int] = self.tokenizer.encode(string, **special)
         return tokens
+
+    def _adds_special(self, string: str) -> bool | None:
+        """Whether special tokens are added to a text; None: as the tokenizer does by itself."""
+        start = self.tokenizer.bos_token
+        return False if start and string.startswith(start) else self.add_bos_token
+
+    def _prompts(self, contexts: list[str]) -> list[list[int]]:
+        """Each context's tokens, through few calls, in which a fast tokenizer uses all cores."""
+        groups: dict[bool | None, list[int]] = {}
+        for i, context in enumerate(contexts):
+            groups.setdefault(self._adds_special(context), []).append(i)
+        prompts: list[list[int]] = [[] for _ in contexts]
+        for add, rows in groups.items():
+            special = {} if add is None else {"add_special_tokens": add}
+            for i, tokens in zip(rows, self.tokenizer([contexts[i] for i in rows], **special)["input_ids"], strict=True):
+                prompts[i] = tokens or [self.prefix_token_id]
+        return prompts
 
     def tok_decode(self, tokens: Sequence[int] | int, skip_special_tokens: bool = True) -> str:
         tokens = [tokens] if isinstance(tokens, int) else tokens
@@ -371,7 +384,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         for i, (_, kwargs) in enumerate(asked):
             groups.setdefault(repr(sorted(kwargs.items(), key=lambda kv: kv[0])), []).append(i)
         bar = tqdm(total=len(asked), disable=disable_tqdm or self.rank != 0, desc="Running generate_until requests")
-        prompts = {i: self._prompt(context) for i, (context, _) in enumerate(asked)}
+        prompts = self._prompts([context for context, _ in asked])
         for rows in groups.values():
             kwargs = dict(normalize_gen_kwargs(asked[rows[0]][1], self.max_gen_toks))
             until = [term for term in kwargs.pop("until", []) if term]
@@ -409,9 +422,6 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
                 bar.update(len(chunk))
         bar.close()
         return answers
-
-    def _prompt(self, context: str) -> list[int]:
-        return self.tok_encode(context) or [self.prefix_token_id]
 
     def _stops(self, until: list[str]) -> tuple[list[int], list[str]]:
         """Stop tokens (end of text, and stop strings that are special tokens) and the other stop strings."""
