@@ -30,7 +30,7 @@ from jrt_eval.models.tokenizers import load_tokenizer
 log = logging.getLogger(__name__)
 
 SHORT_PROMPTS = ("left_pad", "read_twice", "iterate")
-BACKENDS = ("auto", "torch", "cpu", "cuda")
+BACKENDS = ("auto", "torch", "cpu", "cuda", "fla")
 _CPU_TOKENS = 8192  # batch_size=auto off the GPU: so many tokens at once, where more only take memory
 
 _ARGUMENTS = [
@@ -328,7 +328,9 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         prompts: list[list[int]] = [[] for _ in contexts]
         for add, rows in groups.items():
             special = {} if add is None else {"add_special_tokens": add}
-            for i, tokens in zip(rows, self.tokenizer([contexts[i] for i in rows], **special)["input_ids"], strict=True):
+            for i, tokens in zip(
+                rows, self.tokenizer([contexts[i] for i in rows], **special)["input_ids"], strict=True
+            ):
                 prompts[i] = tokens or [self.prefix_token_id]
         return prompts
 

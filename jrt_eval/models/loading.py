@@ -408,7 +408,7 @@ def load_model(
     """Load a checkpoint by folder or hub id, in evaluation mode.
 
     device: None takes cuda where it is. dtype: "auto" keeps the file's. backend: of the kernels ("auto", "torch",
-    "cpu", "cuda").
+    "cpu", "cuda", "fla").
     arch: jrt, based, attn, mamba, mamba2, transformers or fla, where config.json should not decide.
     cuda_graphs: decode JRT and Based models through CUDA graphs, on a GPU.
 
