@@ -17,6 +17,7 @@ from jrt_eval.kernels.states import WindowState
 
 # The kernel that takes a mask. cuDNN's does too, and builds a plan for every new shape.
 _FUSED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+MOST_BLOCKS = 32768  # in one call: a GPU takes 65,535 in a grid's last dimension
 
 
 def sliding_window_attention(
@@ -44,12 +45,15 @@ def sliding_window_attention(
     band = (j <= i) & (j > i - window)
     sees = band.expand(batch, count + 1, -1, -1).clone()
     sees[:, 0] &= (j >= size - seen.clamp(max=window)[:, None])[:, None]  # the free block: what the state holds
+    parts = (queries, pairs(keys), pairs(values), sees.flatten(0, 1)[:-1, None])
     with sdpa_kernel(_FUSED):
-        y = F.scaled_dot_product_attention(
-            queries, pairs(keys), pairs(values), attn_mask=sees.flatten(0, 1)[:-1, None], scale=dim**-0.5
-        )
+        ys = [
+            F.scaled_dot_product_attention(*three, attn_mask=mask, scale=dim**-0.5).transpose(1, 2)
+            for *three, mask in zip(*(x.split(MOST_BLOCKS) for x in parts), strict=True)
+        ]
+    y = (ys[0] if len(ys) == 1 else torch.cat(ys)).flatten(0, 1)
     # The last block of each row but the last is nobody's; the very last does not exist.
-    y = F.pad(y.transpose(1, 2).flatten(0, 1), (0, 0, 0, 0, 0, size)).unflatten(0, (batch, -1))[:, :length]
+    y = F.pad(y, (0, 0, 0, 0, 0, size)).unflatten(0, (batch, -1))[:, :length]
     return y.contiguous(), reference.window_ring(keys, values, window, past, seen, reference.token_counts(lengths, q))
 
 

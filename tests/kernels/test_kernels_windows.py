@@ -26,6 +26,13 @@ def test_blocks(length: int, window: int, dtype: torch.dtype) -> None:
     assert oracle.error(y, oracle.window(q, k, v, window)) < TOLERANCE[dtype]
 
 
+def test_more_blocks_than_a_call_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "MOST_BLOCKS", 4)
+    q, k, v = normal(3, 70, 2, 8)
+    y, _ = windows.sliding_window_attention(q, k, v, 16, None, None)
+    assert oracle.error(y, oracle.window(q, k, v, 16)) < 1e-5
+
+
 @pytest.mark.parametrize("window", [1, 5, 17, 48])
 @pytest.mark.parametrize("length", [0, 1, 48, 100])
 def test_states_continue(length: int, window: int) -> None:
