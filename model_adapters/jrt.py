@@ -30,13 +30,13 @@ from jrt_eval.models.tokenizers import load_tokenizer
 log = logging.getLogger(__name__)
 
 SHORT_PROMPTS = ("left_pad", "read_twice", "iterate")
-BACKENDS = ("auto", "torch", "cpu", "cuda")
+BACKENDS = ("auto", "torch", "cpu", "cuda", "fla")
 _CPU_TOKENS = 8192  # batch_size=auto off the GPU: so many tokens at once, where more only take memory
 
 _ARGUMENTS = [
     "pretrained", "checkpoint_name", "revision", "tokenizer", "dtype", "mixed_precision_dtype", "device",
     "batch_size", "max_batch_size", "max_length", "max_gen_toks", "arch", "backend", "short_prompt",
-    "trust_remote_code", "add_bos_token", "prefix_token_id",
+    "trust_remote_code", "add_bos_token", "prefix_token_id", "cuda_graphs",
 ]  # fmt: skip
 
 
@@ -67,7 +67,8 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
     state-spaces' Mamba. dtype: auto, float32, bfloat16, float16. mixed_precision_dtype: autocast over `dtype` weights
     (the published numbers: float32 weights, bfloat16 autocast). max_length: tokens of context and continuation
     together. short_prompt: what JRT-RNN does with a prompt shorter than its encoder: left_pad, read_twice or iterate.
-    backend: kernels to use. arch: overrides the family that config.json says.
+    backend: kernels to use. arch: overrides the family that config.json says. cuda_graphs: decode JRT and Based models
+    through CUDA graphs, on a GPU.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         trust_remote_code: bool | str = False,
         add_bos_token: bool | str | None = None,
         prefix_token_id: int | str | None = None,
+        cuda_graphs: bool | str = True,
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -129,6 +131,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
                 arch=arch,
                 revision=self.revision,
                 trust_remote_code=trust,
+                cuda_graphs=_flag("cuda_graphs", cuda_graphs),
             )
         self._model: JRTModel | TransformersModel = model
         self.pretrained = pretrained if isinstance(pretrained, str) else model.source
@@ -307,14 +310,29 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
     # --- tokens
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        add = add_special_tokens if add_special_tokens is not None else self.add_bos_token
-        if add_special_tokens is None:
-            start = self.tokenizer.bos_token
-            if start and string.startswith(start):
-                add = False
+        add = add_special_tokens if add_special_tokens is not None else self._adds_special(string)
         special = {} if add is None else {"add_special_tokens": add}
         tokens: list[int] = self.tokenizer.encode(string, **special)
         return tokens
+
+    def _adds_special(self, string: str) -> bool | None:
+        """Whether special tokens are added to a text; None: as the tokenizer does by itself."""
+        start = self.tokenizer.bos_token
+        return False if start and string.startswith(start) else self.add_bos_token
+
+    def _prompts(self, contexts: list[str]) -> list[list[int]]:
+        """Each context's tokens, through few calls, in which a fast tokenizer uses all cores."""
+        groups: dict[bool | None, list[int]] = {}
+        for i, context in enumerate(contexts):
+            groups.setdefault(self._adds_special(context), []).append(i)
+        prompts: list[list[int]] = [[] for _ in contexts]
+        for add, rows in groups.items():
+            special = {} if add is None else {"add_special_tokens": add}
+            for i, tokens in zip(
+                rows, self.tokenizer([contexts[i] for i in rows], **special)["input_ids"], strict=True
+            ):
+                prompts[i] = tokens or [self.prefix_token_id]
+        return prompts
 
     def tok_decode(self, tokens: Sequence[int] | int, skip_special_tokens: bool = True) -> str:
         tokens = [tokens] if isinstance(tokens, int) else tokens
@@ -368,7 +386,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         for i, (_, kwargs) in enumerate(asked):
             groups.setdefault(repr(sorted(kwargs.items(), key=lambda kv: kv[0])), []).append(i)
         bar = tqdm(total=len(asked), disable=disable_tqdm or self.rank != 0, desc="Running generate_until requests")
-        prompts = {i: self._prompt(context) for i, (context, _) in enumerate(asked)}
+        prompts = self._prompts([context for context, _ in asked])
         for rows in groups.values():
             kwargs = dict(normalize_gen_kwargs(asked[rows[0]][1], self.max_gen_toks))
             until = [term for term in kwargs.pop("until", []) if term]
@@ -406,9 +424,6 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
                 bar.update(len(chunk))
         bar.close()
         return answers
-
-    def _prompt(self, context: str) -> list[int]:
-        return self.tok_encode(context) or [self.prefix_token_id]
 
     def _stops(self, until: list[str]) -> tuple[list[int], list[str]]:
         """Stop tokens (end of text, and stop strings that are special tokens) and the other stop strings."""

@@ -12,7 +12,7 @@ import torch
 
 from jrt_eval import kernels
 from jrt_eval.bench.timing import synchronize
-from jrt_eval.kernels.registry import OPERATORS
+from jrt_eval.kernels.registry import FUSED, OPERATORS
 from jrt_eval.models import model as models
 
 # The shape of JRT-360M-30B (random weights): 26 layers, of which five prefix linear attention and five sliding window.
@@ -57,7 +57,7 @@ class Run:
 def _timed(device: torch.device, total: dict[str, float], network: Any) -> Iterator[None]:
     """Adds up the time inside the mixers, and inside the operators they call."""
     depth = [0]
-    kept = {name: getattr(kernels, name) for name in OPERATORS}
+    kept = {name: getattr(kernels, name) for name in (*OPERATORS, *FUSED)}
 
     def watch(run: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*args: Any, **kwargs: Any) -> Any:

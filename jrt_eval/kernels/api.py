@@ -112,7 +112,11 @@ def prefix_linear_attention(
             checks.shaped(name, which, given, (like.shape[0], like.shape[1]), v.device)
     if decay is not None:
         checks.shaped(name, "decay", decay, (v.shape[2],), v.device)
-    y, final = select(name, v, backend)(q, k, v, k_enc, v_enc, mask, mask_enc, decay)
+    run = fused(name, v, backend)
+    if run is None:
+        state = encode_prefix(k_enc, v_enc, mask_enc, backend=backend)
+        return taylor_linear_attention(q, k, v, state, mask=mask, decay=decay, backend=backend)
+    y, final = run(q, k, v, k_enc, v_enc, mask, mask_enc, decay)
     return y, final
 
 

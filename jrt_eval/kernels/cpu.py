@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from jrt_eval.errors import UserError
-from jrt_eval.kernels import compiled, ops, reference
+from jrt_eval.kernels import backward, compiled, ops, reference
 from jrt_eval.kernels.arguments import DTYPES, address, gated_conv, gated_conv_step, learns, single
 from jrt_eval.kernels.features import num_features
 from jrt_eval.kernels.states import TaylorState, WindowState
@@ -360,6 +360,7 @@ def _implement() -> None:
         "taylor_prefill": _taylor_prefill,
         "taylor_prefill_backward": _taylor_prefill_backward,
         "taylor_encode": _taylor_encode,
+        "taylor_encode_backward": backward.encode_backward,
         "taylor_step": _taylor_step,
         "causal_product": _causal_product,
         "causal_product_backward": _causal_product_backward,
@@ -390,19 +391,6 @@ def encode_prefix(k: Tensor, v: Tensor, mask: Tensor | None) -> TaylorState:
     if learns(k, v):
         return reference.encode_prefix(k, v, mask)
     return TaylorState(*_ops.taylor_encode(k, v, mask))
-
-
-def prefix_linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_enc: Tensor,
-    v_enc: Tensor,
-    mask: Tensor | None,
-    mask_enc: Tensor | None,
-    decay: Tensor | None,
-) -> tuple[Tensor, TaylorState]:
-    return taylor_linear_attention(q, k, v, encode_prefix(k_enc, v_enc, mask_enc), mask, decay)
 
 
 def taylor_step(q: Tensor, k: Tensor, v: Tensor, state: TaylorState, decay: Tensor | None) -> Tensor:

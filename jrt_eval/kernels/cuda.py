@@ -2,8 +2,9 @@
 
 16-bit inputs of feature dims to 16 and head dims to 128 go over the tensor cores, with features rounded to bfloat16 and sums in
 float32: bfloat16 of feature dim 16 on a Hopper GPU by a kernel of its own, the others by one for any GPU. float32 inputs, wider
-features and decay take an exact, slower kernel. Sliding windows, sizes that none holds, and whatever needs a gradient take the PyTorch
-reference. Arguments have been checked in `api`.
+features and decay take an exact, slower kernel. Sliding windows are PyTorch's fused attention (`windows`); sizes that none of the kernels
+holds take the PyTorch reference, and so do gradients with decay and of convolutions. Other gradients are Triton kernels
+(`backward_triton`), or PyTorch (`backward`) where there is no Triton. Arguments have been checked in `api`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from jrt_eval.kernels import compiled, ops, reference
+from jrt_eval.errors import UserError
+from jrt_eval.kernels import backward, compiled, ops, reference, windows
 from jrt_eval.kernels.arguments import DTYPES, address, gated_conv, gated_conv_step, learns, single
 from jrt_eval.kernels.features import num_features
 from jrt_eval.kernels.states import TaylorState
@@ -26,6 +28,7 @@ GENERIC, TENSOR_CORES, HOPPER = 0, 1, 2  # csrc/cuda/args.hpp's kernels
 HOPPER_COLUMNS = 64  # of a head, per block
 NOWHERE = (0, 0, 0, 0, 0)  # a tensor that is not given
 STEP_FEATURE_DIM, STEP_HEAD_DIM = 32, 256  # what the decode step holds
+TRITON_FEATURE_DIM, TRITON_HEAD_DIM = 32, 256  # what the backward kernels hold
 
 _c: Any = compiled.cuda_module()
 _grad_enabled = torch.is_grad_enabled
@@ -180,6 +183,59 @@ def _causal_product(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None) -> tu
     return y, kv
 
 
+@cache
+def _triton() -> Any:
+    """The backward kernels, or None without Triton."""
+    try:
+        from jrt_eval.kernels import backward_triton
+    except ImportError:
+        return None
+    return backward_triton
+
+
+def _gradients(k: Tensor, v: Tensor) -> Any:
+    """The module that computes Taylor linear attention's gradients for these sizes."""
+    small = k.shape[-1] <= TRITON_FEATURE_DIM and v.shape[-1] <= TRITON_HEAD_DIM
+    return (_triton() if small else None) or backward
+
+
+def _taylor_prefill_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv: Tensor | None,
+    k_sum: Tensor | None,
+    mask: Tensor | None,
+    decay: Tensor | None,
+    y: Tensor,
+    denominator: Tensor,
+    grad_y: Tensor,
+    grad_kv: Tensor,
+    grad_k_sum: Tensor,
+) -> tuple[Tensor, ...]:
+    if decay is not None:
+        raise UserError(
+            "taylor_prefill has no compiled gradient with decay; call jrt_eval.kernels.taylor_linear_attention"
+        )
+    with torch.cuda.device(v.device):
+        found = _gradients(k, v).taylor_backward(q, k, v, kv, k_sum, mask, y, denominator, grad_y, grad_kv, grad_k_sum)
+    return tuple(x.contiguous() for x in found)
+
+
+def _taylor_encode_backward(
+    k: Tensor, v: Tensor, mask: Tensor | None, grad_kv: Tensor, grad_k_sum: Tensor
+) -> tuple[Tensor, Tensor]:
+    with torch.cuda.device(v.device):
+        gk, gv = _gradients(k, v).encode_backward(k, v, mask, grad_kv, grad_k_sum)
+    return gk, gv
+
+
+def _causal_product_backward(
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, grad_y: Tensor, grad_state: Tensor
+) -> tuple[Tensor, ...]:
+    return backward.causal_product_backward(q, k, v, state, grad_y, grad_state)
+
+
 def _taylor_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Tensor | None) -> Tensor:
     batch, heads, n, head_dim = kv.shape
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
@@ -261,9 +317,12 @@ def _gated_conv_step(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, 
 def _implement() -> None:
     kernels = {
         "taylor_prefill": _taylor_prefill,
+        "taylor_prefill_backward": _taylor_prefill_backward,
         "taylor_encode": _taylor_encode,
+        "taylor_encode_backward": _taylor_encode_backward,
         "taylor_step": _taylor_step,
         "causal_product": _causal_product,
+        "causal_product_backward": _causal_product_backward,
         "gated_conv": _gated_conv,
         "gated_conv_step": _gated_conv_step,
     }
@@ -279,9 +338,10 @@ def taylor_linear_attention(
     q: Tensor, k: Tensor, v: Tensor, state: TaylorState | None, mask: Tensor | None, decay: Tensor | None
 ) -> tuple[Tensor, TaylorState]:
     kv, k_sum = (None, None) if state is None else state
-    if learns(q, k, v, kv, k_sum) or not fits(v, k.shape[3], True, decay):
+    gradient = learns(q, k, v, kv, k_sum)
+    if (gradient and decay is not None) or not fits(v, k.shape[3], True, decay):
         return reference.taylor_linear_attention(q, k, v, state, mask, decay)
-    if _compiling():
+    if gradient or _compiling():
         y, kv_out, k_out, _ = _ops.taylor_prefill(q, k, v, kv, k_sum, mask, decay)
     else:
         y, kv_out, k_out, _ = _linear(q, k, v, kv, k_sum, mask, decay, True, False)
@@ -305,9 +365,9 @@ def prefix_linear_attention(
 
 
 def encode_prefix(k: Tensor, v: Tensor, mask: Tensor | None) -> TaylorState:
-    if learns(k, v) or not fits(v, k.shape[3], True):
+    if not fits(v, k.shape[3], True):
         return reference.encode_prefix(k, v, mask)
-    return TaylorState(*(_ops.taylor_encode if _compiling() else _taylor_encode)(k, v, mask))
+    return TaylorState(*(_ops.taylor_encode if learns(k, v) or _compiling() else _taylor_encode)(k, v, mask))
 
 
 def taylor_step(q: Tensor, k: Tensor, v: Tensor, state: TaylorState, decay: Tensor | None) -> Tensor:
@@ -320,9 +380,10 @@ def taylor_step(q: Tensor, k: Tensor, v: Tensor, state: TaylorState, decay: Tens
 
 
 def causal_dot_product(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    if learns(q, k, v, state) or not fits(v, k.shape[3], False):
+    if not fits(v, k.shape[3], False):
         return reference.causal_dot_product(q, k, v, state)
-    y, final = (_ops.causal_product if _compiling() else _causal_product)(q, k, v, state)
+    traced = learns(q, k, v, state) or _compiling()
+    y, final = (_ops.causal_product if traced else _causal_product)(q, k, v, state)
     return y, final
 
 
@@ -340,7 +401,5 @@ def gated_short_conv_step(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | N
     return y
 
 
-sliding_window_attention = (
-    reference.sliding_window_attention
-)  # PyTorch's scaled-dot-product kernels, over blocks of the band
-sliding_window_step = reference.sliding_window_step
+sliding_window_attention = windows.sliding_window_attention
+sliding_window_step = windows.sliding_window_step

@@ -39,3 +39,17 @@ def feature_map(x: Tensor) -> Tensor:
         keep = d // 2 if 2 * s == d else d
         rows.append(z[..., :keep] * z.roll(-s, -1)[..., :keep])
     return torch.cat(rows, -1)
+
+
+def feature_map_backward(x: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of x from that of feature_map(x); written out, since inside an operator autograd records nothing."""
+    d = x.shape[-1]
+    z = x * d**-0.25
+    g = grad[..., 1 : 1 + d] + grad[..., 1 + d : 1 + 2 * d] * z * 2**0.5
+    at = 1 + 2 * d
+    for s in range(1, d // 2 + 1):
+        keep = d // 2 if 2 * s == d else d
+        pair = torch.nn.functional.pad(grad[..., at : at + keep], (0, d - keep))
+        g = g + pair * z.roll(-s, -1) + (pair * z).roll(s, -1)
+        at += keep
+    return g * d**-0.25

@@ -1,7 +1,7 @@
-"""Gradients of the operators in `ops` that have compiled ones: `taylor_prefill` (without decay) and `causal_product`.
+"""Gradients of the operators in `ops` that have any: `taylor_prefill` (without decay), `taylor_encode` and `causal_product`.
 
 The backward passes walk over the chunks again and keep only what the forward pass was given and gave: memory is linear in length. The
-others (decay, windows, convolutions, `encode_prefix`) are differentiated through their PyTorch reference: see `cpu`.
+others (decay, windows, convolutions, on a CPU `encode_prefix`) are differentiated through PyTorch: see `cpu` and `cuda`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,16 @@ def _taylor_backward(
     return gq.to(q.dtype), gk.to(k.dtype), gv.to(v.dtype), *state, None, None
 
 
+def _encode_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _encode_backward(ctx: Any, grad_kv: Tensor, grad_k_sum: Tensor) -> tuple[Tensor | None, ...]:
+    k, v, mask = ctx.saved_tensors
+    gk, gv = torch.ops.jrt_eval.taylor_encode_backward(k, v, mask, grad_kv, grad_k_sum)
+    return gk.to(k.dtype), gv.to(v.dtype), None
+
+
 def _causal_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs)
 
@@ -44,4 +54,5 @@ def register(library: torch.library.Library) -> None:
     """Attach the backward passes to their operators."""
     add = torch.library.register_autograd
     add("jrt_eval::taylor_prefill", _taylor_backward, setup_context=_taylor_context, lib=library)
+    add("jrt_eval::taylor_encode", _encode_backward, setup_context=_encode_context, lib=library)
     add("jrt_eval::causal_product", _causal_backward, setup_context=_causal_context, lib=library)

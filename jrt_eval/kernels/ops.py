@@ -22,6 +22,7 @@ SCHEMAS = (
     "taylor_prefill_backward(Tensor q, Tensor k, Tensor v, Tensor? kv, Tensor? k_sum, Tensor? mask, Tensor? decay, Tensor y,"
     " Tensor denominator, Tensor grad_y, Tensor grad_kv, Tensor grad_k_sum) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "taylor_encode(Tensor k, Tensor v, Tensor? mask) -> (Tensor, Tensor)",
+    "taylor_encode_backward(Tensor k, Tensor v, Tensor? mask, Tensor grad_kv, Tensor grad_k_sum) -> (Tensor, Tensor)",
     "taylor_step(Tensor q, Tensor k, Tensor v, Tensor(a!) kv, Tensor(b!) k_sum, Tensor? decay) -> Tensor",
     "causal_product(Tensor q, Tensor k, Tensor v, Tensor? state) -> (Tensor, Tensor)",
     "causal_product_backward(Tensor q, Tensor k, Tensor v, Tensor? state, Tensor grad_y, Tensor grad_state)"
@@ -66,6 +67,10 @@ def _register_shapes() -> None:
     @fake("jrt_eval::taylor_encode", lib=LIBRARY)
     def taylor_encode(k: Tensor, v: Tensor, mask: Any) -> tuple[Tensor, Tensor]:
         return _sums(k, v)
+
+    @fake("jrt_eval::taylor_encode_backward", lib=LIBRARY)
+    def taylor_encode_backward(k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        return _wide(k), _wide(v)
 
     @fake("jrt_eval::taylor_step", lib=LIBRARY)
     def taylor_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Any) -> Tensor:

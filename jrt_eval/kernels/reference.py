@@ -93,19 +93,6 @@ def encode_prefix(k: Tensor, v: Tensor, mask: Tensor | None) -> TaylorState:
 
 
 @torch.no_grad()
-def prefix_linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_enc: Tensor,
-    v_enc: Tensor,
-    mask: Tensor | None,
-    mask_enc: Tensor | None,
-    decay: Tensor | None,
-) -> tuple[Tensor, TaylorState]:
-    return taylor_linear_attention(q, k, v, encode_prefix(k_enc, v_enc, mask_enc), mask, decay)
-
-
 def taylor_step(q: Tensor, k: Tensor, v: Tensor, state: TaylorState, decay: Tensor | None) -> Tensor:
     wide = state.kv.dtype
     fq, fk = feature_map(q.to(wide)), feature_map(k.to(wide))
@@ -134,7 +121,7 @@ def causal_dot_product(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None) ->
     return y.transpose(1, 2).to(out_dtype), kv
 
 
-def _lengths(lengths: Tensor | None, like: Tensor) -> Tensor:
+def token_counts(lengths: Tensor | None, like: Tensor) -> Tensor:
     if lengths is None:
         return torch.full((like.shape[0],), like.shape[1], dtype=torch.int64, device=like.device)
     return lengths.to(device=like.device, dtype=torch.int64)
@@ -149,21 +136,9 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
 def sliding_window_attention(
     q: Tensor, k: Tensor, v: Tensor, window: int, state: WindowState | None, lengths: Tensor | None
 ) -> tuple[Tensor, WindowState]:
-    batch, length, heads, dim = q.shape
+    length, dim = q.shape[1], q.shape[3]
     wide = _wide(v)
-    counts = _lengths(lengths, q)
-    slots = torch.arange(window, device=q.device)
-    if state is None:
-        seen = torch.zeros_like(counts)
-        before_k = k.new_zeros(batch, 0, heads, dim)
-        before_v = v.new_zeros(batch, 0, heads, dim)
-    else:
-        seen = state.length
-        order = seen[:, None] - window + slots  # the last `window` tokens, oldest first
-        order = torch.where(order >= 0, order % window, -1)
-        before_k, before_v = _take(state.k.to(k.dtype), order), _take(state.v.to(v.dtype), order)
-    past = before_k.shape[1]  # 0 or window: keys in front of this call's first
-    keys, values = torch.cat([before_k, k], 1), torch.cat([before_v, v], 1)
+    keys, values, past, seen = window_keys(k, v, window, state)
     y = []
     block = max(window // 2, CHUNK)
     for start in range(0, length, block):
@@ -182,26 +157,45 @@ def sliding_window_attention(
             )
         )
     out = torch.cat(y, 2).transpose(1, 2).to(v.dtype) if y else v.clone()
+    return out, window_ring(keys, values, window, past, seen, token_counts(lengths, q))
+
+
+def window_keys(k: Tensor, v: Tensor, window: int, state: WindowState | None) -> tuple[Tensor, Tensor, int, Tensor]:
+    """Keys and values with those of the state in front, oldest first: how many these are, and how many of them hold tokens."""
+    if state is None:
+        return k, v, 0, torch.zeros(k.shape[:1], dtype=torch.int64, device=k.device)
+    order = state.length[:, None] - window + torch.arange(window, device=k.device)  # the last `window` tokens
+    order = torch.where(order >= 0, order % window, -1)
+    before_k, before_v = _take(state.k.to(k.dtype), order), _take(state.v.to(v.dtype), order)
+    return torch.cat([before_k, k], 1), torch.cat([before_v, v], 1), window, state.length
+
+
+def window_ring(keys: Tensor, values: Tensor, window: int, past: int, seen: Tensor, counts: Tensor) -> WindowState:
+    """The state after `counts` more tokens of each row; the others are as `window_keys` returns them."""
     # Slot s holds the latest token t with t % window == s; among `keys` that is number t - seen + past.
     total = seen + counts
-    token = total[:, None] - 1 - (total[:, None] - 1 - slots) % window
+    token = total[:, None] - 1 - (total[:, None] - 1 - torch.arange(window, device=keys.device)) % window
     token = torch.where(token >= 0, token - seen[:, None] + past, -1)
     if keys.shape[1] == 0:
-        ring_k, ring_v = k.new_zeros(batch, window, heads, dim), v.new_zeros(batch, window, heads, dim)
-    else:
-        ring_k, ring_v = _take(keys, token), _take(values, token)
-    return out, WindowState(ring_k, ring_v, total)
+        ring = (keys.shape[0], window, *keys.shape[2:])
+        return WindowState(keys.new_zeros(ring), values.new_zeros(ring), total)
+    return WindowState(_take(keys, token), _take(values, token), total)
 
 
-@torch.no_grad()
-def sliding_window_step(q: Tensor, k: Tensor, v: Tensor, state: WindowState) -> Tensor:
-    wide = _wide(v)
+def window_write(k: Tensor, v: Tensor, state: WindowState) -> Tensor:
+    """Put one token per row into the ring; which of its slots (batch, window) hold tokens then."""
     window = state.k.shape[1]
     slot = (state.length % window)[:, None, None, None].expand(-1, 1, *k.shape[1:])
     state.k.scatter_(1, slot, k[:, None].to(state.k.dtype))
     state.v.scatter_(1, slot, v[:, None].to(state.v.dtype))
     state.length.add_(1)
-    held = torch.arange(window, device=q.device) < state.length[:, None]  # (batch, window)
+    return torch.arange(window, device=k.device) < state.length[:, None]
+
+
+@torch.no_grad()
+def sliding_window_step(q: Tensor, k: Tensor, v: Tensor, state: WindowState) -> Tensor:
+    wide = _wide(v)
+    held = window_write(k, v, state)
     y = F.scaled_dot_product_attention(
         q[:, :, None].to(wide),
         _heads_first(state.k, wide),

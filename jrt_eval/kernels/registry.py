@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from jrt_eval.errors import UserError, nearest
-from jrt_eval.kernels import compiled, reference
+from jrt_eval.kernels import compiled, fla, reference
 
 log = logging.getLogger("jrt_eval.kernels")
 
 OPERATORS = (
     "taylor_linear_attention",
     "encode_prefix",
-    "prefix_linear_attention",
     "taylor_step",
     "causal_dot_product",
     "sliding_window_attention",
@@ -30,6 +29,8 @@ OPERATORS = (
     "gated_short_conv",
     "gated_short_conv_step",
 )
+# What a backend may have on top, as one operator for several.
+FUSED = ("prefix_linear_attention",)
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Backend:
     dtypes: tuple[torch.dtype, ...]
     operators: dict[str, Callable[..., Any]]
     missing: str | None = None  # why nothing of it can run here, and the mend
+    kind: str = "the compiled ones"  # what the log calls it
 
 
 _HALF_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
@@ -58,12 +60,13 @@ def _cuda() -> dict[str, Callable[..., Any]]:
         return {}
     from jrt_eval.kernels import cuda
 
-    return {name: getattr(cuda, name) for name in OPERATORS}
+    return {name: getattr(cuda, name) for name in (*OPERATORS, *FUSED)}
 
 
 BACKENDS: dict[str, Backend] = {
     "cpu": Backend("cpu", _HALF_AND_SINGLE, _cpu(), compiled.missing),
     "cuda": Backend("cuda", _HALF_AND_SINGLE, _cuda(), compiled.cuda_missing),
+    "fla": Backend("cuda", (torch.bfloat16,), fla.OPERATORS, fla.missing(), "flash-linear-attention's"),
     "torch": Backend(None, (*_HALF_AND_SINGLE, torch.float64), {name: getattr(reference, name) for name in OPERATORS}),
 }
 
@@ -95,18 +98,30 @@ def select(operator: str, like: Tensor, backend: str) -> Callable[..., Any]:
     return chosen
 
 
+def fused(operator: str, like: Tensor, backend: str) -> Callable[..., Any] | None:
+    """An operator of `FUSED`, if the backend that computes its parts has it."""
+    for name in AUTO if backend == "auto" else (backend,):
+        entry = BACKENDS.get(name)
+        if entry and not entry.missing and entry.device == like.device.type and like.dtype in entry.dtypes:
+            return entry.operators.get(operator)
+    return None
+
+
 def _choose(operator: str, like: Tensor, backend: str) -> Callable[..., Any]:
     if backend == "auto":
         device = like.device.type
+        instead = ""  # what would be faster and is not there
         for name in AUTO:
             entry = BACKENDS[name]
             if entry.device != device or like.dtype not in entry.dtypes:
                 continue
             if entry.missing is not None:
-                _say(device, f"kernels on {device}: PyTorch, not {name!r}: {entry.missing}")
+                instead = instead or f", not {name!r}: {entry.missing}"
             elif operator in entry.operators:
-                _say(device, f"kernels on {device}: the compiled ones ({name!r})")
+                _say(device, f"kernels on {device}: {entry.kind} ({name!r}){instead}")
                 return entry.operators[operator]
+        if instead:
+            _say(device, f"kernels on {device}: PyTorch{instead}")
         return BACKENDS["torch"].operators[operator]
     entry_ = BACKENDS.get(backend)
     if entry_ is None:

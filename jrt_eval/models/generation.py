@@ -68,7 +68,10 @@ class Steppable(Protocol):
 
     def prefill(self, prompts: list[list[int]], *, short_prompt: str) -> tuple[Tensor, Any]: ...
 
-    def step(self, tokens: Tensor, state: Any) -> Tensor: ...
+    def stepper(self, state: Any, tokens: int) -> Callable[[Tensor], Tensor]: ...
+
+    @property
+    def runs_ahead(self) -> bool: ...
 
 
 def right_padded(rows: list[list[int]], device: torch.device, fill: int = 0) -> tuple[Tensor, Tensor]:
@@ -107,6 +110,22 @@ def choose(
     return torch.multinomial(probs, 1, generator=generator)[:, 0]
 
 
+def fetch(x: Tensor) -> Callable[[], list[int]]:
+    """Starts copying x (n,) to the host; the result waits for it, and for nothing that the GPU was given since."""
+    if x.device.type != "cuda":
+        return lambda: x.tolist()  # type: ignore[no-any-return]
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    host.copy_(x, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(x.device))
+
+    def wait() -> list[int]:
+        copied.synchronize()
+        return host.tolist()  # type: ignore[no-any-return]
+
+    return wait
+
+
 @torch.no_grad()
 def generate(
     model: Steppable,
@@ -130,17 +149,24 @@ def generate(
     done = [False] * len(prompts)
     scores = []
     logits, state = model.prefill(prompts, short_prompt=short_prompt)
-    while True:
+    step = model.stepper(state, max_new_tokens - 1)
+    for count in range(1, max_new_tokens + 1):
         if keep_scores:
-            scores.append(logits)
+            scores.append(logits.clone())  # the next step may overwrite them
         history = [p + t for p, t in zip(prompts, tokens, strict=True)] if sampling.repetition_penalty != 1.0 else []
         chosen = choose(logits, sampling, history, generator)
-        for row, token in enumerate(chosen.tolist()):
+        read = fetch(chosen)
+        ahead = model.runs_ahead and count < max_new_tokens
+        if ahead:  # while the host looks at the tokens; for nothing, should they be the last
+            logits = step(chosen)
+        for row, token in enumerate(read()):
             if not done[row]:
                 tokens[row].append(token)
                 done[row] = token in stop_ids or len(tokens[row]) >= max_new_tokens
         if stop_test is not None:
             done = [a or b for a, b in zip(done, stop_test(tokens), strict=True)]
         if all(done):
-            return Generation(tokens, tuple(scores) if keep_scores else None)
-        logits = model.step(chosen, state)
+            break
+        if not ahead:
+            logits = step(chosen)
+    return Generation(tokens, tuple(scores) if keep_scores else None)

@@ -403,12 +403,14 @@ def load_model(
     arch: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    cuda_graphs: bool = True,
 ) -> nn.Module:
     """Load a checkpoint by folder or hub id, in evaluation mode.
 
     device: None takes cuda where it is. dtype: "auto" keeps the file's. backend: of the kernels ("auto", "torch",
-    "cpu", "cuda").
+    "cpu", "cuda", "fla").
     arch: jrt, based, attn, mamba, mamba2, transformers or fla, where config.json should not decide.
+    cuda_graphs: decode JRT and Based models through CUDA graphs, on a GPU.
 
     The module's call takes input_ids (batch, length) and returns an object with `.logits` (batch, length,
     vocabulary), padding rows of the vocabulary included; `.generate(input_ids, max_new_tokens=...)` returns prompt
@@ -423,6 +425,7 @@ def load_model(
     model: Any
     if family == "jrt":
         model = load_jrt(source, raw, device=where, dtype=kind, backend=backend)
+        model.cuda_graphs = cuda_graphs
         if arch is not None and model.family not in (arch.lower().replace("attention", "attn"), "hybrid"):
             log.warning(
                 "%s: arch=%s is given, its config describes %s, which is loaded", source.name, arch, model.family

@@ -74,19 +74,6 @@ def encode_prefix(k: Tensor, v: Tensor, mask: Tensor | None) -> TaylorState:
     return TaylorState(torch.einsum("blhf,blhd->bhfd", features, v.to(wide)), features.sum(1))
 
 
-def prefix_linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_enc: Tensor,
-    v_enc: Tensor,
-    mask: Tensor | None,
-    mask_enc: Tensor | None,
-    decay: Tensor | None,
-) -> tuple[Tensor, TaylorState]:
-    return taylor_linear_attention(q, k, v, encode_prefix(k_enc, v_enc, mask_enc), mask, decay)
-
-
 def sliding_window_attention(
     q: Tensor, k: Tensor, v: Tensor, window: int, state: WindowState | None, lengths: Tensor | None
 ) -> tuple[Tensor, WindowState]:
@@ -128,7 +115,6 @@ BACKENDS.setdefault(
         {
             "taylor_linear_attention": taylor_linear_attention,
             "encode_prefix": encode_prefix,
-            "prefix_linear_attention": prefix_linear_attention,
             "sliding_window_attention": sliding_window_attention,
             "gated_short_conv": gated_short_conv,
         },

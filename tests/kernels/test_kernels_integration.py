@@ -36,6 +36,7 @@ def operators() -> dict[str, tuple[Any, ...]]:
     return {
         "taylor_prefill": (q, k, v, kv, k_sum, mask, torch.tensor([0.5, 0.9])),
         "taylor_encode": (k, v, mask),
+        "taylor_encode_backward": (k, v, mask, kv, k_sum),
         "taylor_step": (q[:, 0], k[:, 0], v[:, 0], kv.clone(), k_sum.clone(), None),
         "causal_product": (q, k, v, normal(2, 2, 4, 9)),
         "window_attention": (v, v, v, 5, ring, ring.clone(), seen, torch.tensor([70, 2])),
@@ -54,6 +55,7 @@ def test_opcheck_with_gradients(cpu: str) -> None:
     q, k, v = normal(1, 66, 2, 4, grad=True), normal(1, 66, 2, 4, grad=True), normal(1, 66, 2, 9, grad=True)
     kv, k_sum = normal(1, 2, 15, 9, grad=True), torch.full((1, 2, 15), 3.0).requires_grad_()
     torch.library.opcheck(torch.ops.jrt_eval.taylor_prefill.default, (q, k, v, kv, k_sum, None, None))
+    torch.library.opcheck(torch.ops.jrt_eval.taylor_encode.default, (k, v, None))
     torch.library.opcheck(torch.ops.jrt_eval.causal_product.default, (q, k, v, normal(1, 2, 4, 9, grad=True)))
 
 

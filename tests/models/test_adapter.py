@@ -294,6 +294,15 @@ def test_a_context_of_spaces(shared: Path, tmp_path: Path) -> None:
     assert spaces == pytest.approx(empty)
 
 
+def test_prompts_are_tokenized_together_as_each_by_itself(folders: Callable[[str], Path]) -> None:
+    tokenizer = byte_tokenizer(251, end=0)
+    tokenizer.bos_token = tokenizer.eos_token
+    lm = make(folders("based"), tokenizer=tokenizer)
+    contexts = [text(9), tokenizer.bos_token + text(3), "", text(40)]
+    for lm.add_bos_token in (None, True, False):
+        assert lm._prompts(contexts) == [lm.tok_encode(c) or [lm.prefix_token_id] for c in contexts]
+
+
 def test_arguments_as_text(folders: Callable[[str], Path]) -> None:
     given = f"pretrained={folders('jrt')},max_length=512,dtype=bfloat16,short_prompt=iterate,add_bos_token=False"
     lm = JRTLM.create_from_arg_string(given, {"batch_size": "auto:4", "max_batch_size": None, "device": "cpu"}

@@ -1,0 +1,143 @@
+"""Decoding through CUDA graphs: a step's few hundred kernel launches are recorded once and replayed as one.
+
+A graph reads and writes fixed addresses, so it keeps a state and tokens of its own: a batch's state is copied in after its prefill
+(`Graphs.step`), and every replay updates it in place. There is one graph per batch size; two are kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jrt_eval.kernels import TaylorState, WindowState
+
+log = logging.getLogger(__name__)
+
+# Recording takes about as long as this many steps: shorter continuations run without.
+WORTH_RECORDING = 8
+KEPT = 2
+
+Step = Callable[[Tensor], Tensor]
+Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+
+
+def record(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """`run` as a CUDA graph; what it returns is overwritten by the next call."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # libraries allocate their workspaces and pick their kernels before the recording
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        result = run()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
+
+
+class Graphs:
+    """The recorded steps of one model.
+
+    step(tokens, state): the model's, which updates `state` in place. record: how to record, see above.
+    """
+
+    def __init__(self, record: Record = record) -> None:
+        self._record = record
+        self._kept: OrderedDict[Hashable, tuple[Tensor, list[Tensor], Callable[[], Tensor]]] = OrderedDict()
+        self._failed = False
+
+    def __deepcopy__(self, memo: Any) -> Graphs:  # a copied model records its own
+        return Graphs(self._record)
+
+    def __reduce__(self) -> tuple[type[Graphs], tuple[()]]:
+        return Graphs, ()
+
+    def step(self, model: Any, state: Any, tokens: int) -> Step | None:
+        """Steps from `state`, which is left as it is, through a graph; None where there is none for it.
+
+        `tokens`: how many steps are to be expected. The logits that a step returns hold until the next.
+        """
+        held = leaves(state)
+        if held is None or self._failed:
+            return None
+        key = self._key(model, held)
+        if key not in self._kept and tokens < WORTH_RECORDING:
+            return None
+        # What is made in inference mode can be written in inference mode alone, so all of it happens there.
+        with torch.inference_mode():
+            if key not in self._kept and not self._recorded(key, model, state):
+                return None
+            self._kept.move_to_end(key)
+            entry, own, replay = self._kept[key]
+            for mine, given in zip(own, held, strict=True):
+                mine.copy_(given)
+
+        def step(chosen: Tensor) -> Tensor:
+            with torch.inference_mode():
+                entry.copy_(chosen)
+                return replay()
+
+        return step
+
+    def _recorded(self, key: Hashable, model: Any, state: Any) -> bool:
+        while len(self._kept) >= KEPT:
+            self._kept.popitem(last=False)
+        device = state.length.device
+        own = state.select(torch.arange(len(state.length), device=device))
+        held = leaves(own)
+        assert held is not None
+        entry = torch.zeros_like(state.length)
+
+        def run() -> Tensor:
+            # Weights that autocast converts must be converted inside the graph: its cache is emptied when it ends.
+            with torch.autocast(
+                device.type,
+                dtype=torch.get_autocast_dtype(device.type),
+                enabled=torch.is_autocast_enabled(device.type),
+                cache_enabled=False,
+            ):
+                logits: Tensor = model.step(entry, own)
+            return logits
+
+        try:
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                replay = self._record(run)
+        except RuntimeError as error:  # memory, or an operation that cannot be recorded
+            self._failed = True
+            log.warning("decoding without CUDA graphs: %s", str(error).strip().partition("\n")[0])
+            return False
+        log.info("decoding through a CUDA graph, %d rows", len(state.length))
+        self._kept[key] = entry, held, replay
+        return True
+
+    @staticmethod
+    def _key(model: Any, held: list[Tensor]) -> Hashable:
+        """What a graph was recorded for: shapes, precision, and where the weights stand."""
+        device = held[0].device.type
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        weights = hash(tuple(p.data_ptr() for p in model.parameters()))
+        return tuple((x.shape, x.dtype) for x in held), precision, model.backend, weights
+
+
+def leaves(state: Any) -> list[Tensor] | None:
+    """Every tensor of a state, or None where one grows with the sequence (softmax attention)."""
+    tensors = [state.length]
+    for layer in state.layers:
+        if isinstance(layer, Tensor):
+            tensors.append(layer)
+        elif isinstance(layer, (TaylorState, WindowState)):
+            tensors += layer
+        else:
+            return None
+    return tensors
