@@ -139,7 +139,7 @@ def moved_bytes(operator: str, shape: Shape, point: Point, parts: int, encoder_p
         return tokens * length * (into - 1) // into + 4 * (into - 1) * state
 
     moved = least_bytes(operator, shape, point) + state + cut(point.length, parts)
-    if operator == PREFIX:  # the encoder sums in one pass whatever its parts: no token twice
+    if operator == PREFIX and parts > 1:  # else one launch; the encoder sums in one pass whatever its parts: no token twice
         moved += 2 * state + 2 * (encoder_parts - 1) * state
     return moved
 
@@ -152,7 +152,7 @@ def _parts(shape: Shape, point: Point) -> tuple[int, int]:
 
     processors = torch.cuda.get_device_properties(shape.device).multi_processor_count
     rows = point.batch * shape.heads
-    return cuda.segments(rows, point.length, processors, True), cuda.segments(rows, point.encoder, processors, False)
+    return cuda.segments(rows, point.length, processors), cuda.segments(rows, point.encoder, processors)
 
 
 def inputs(shape: Shape, batch: int, length: int, encoder: int) -> Inputs:

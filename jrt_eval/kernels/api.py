@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jrt_eval.kernels import checks
-from jrt_eval.kernels.registry import QUICK_STEPS, select
+from jrt_eval.kernels.registry import QUICK_STEPS, fused, select
 from jrt_eval.kernels.states import TaylorState, WindowState
 
 _compiling = torch.compiler.is_compiling
