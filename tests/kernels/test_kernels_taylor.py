@@ -59,6 +59,26 @@ def test_lengths(where: Where, length: int) -> None:
     assert oracle.error(state.k, whole.k) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 127, 1000, 4097])
+def test_lengths_in_16_bits(where: Where, length: int, dtype: torch.dtype) -> None:
+    """In one piece, in two, and as a view whose tokens are not neighbours in memory."""
+    backend, device = where
+    q, k, v = (x.to(device, dtype) for x in inputs(2, length, 2, 16, 64))
+    y, state = taylor_linear_attention(q, k, v, backend=backend)
+    want = oracle.taylor(q.cpu(), k.cpu(), v.cpu())
+    assert oracle.error(y.cpu(), want) < TOLERANCE[dtype]
+    cut = length // 3
+    first, middle = taylor_linear_attention(q[:, :cut], k[:, :cut], v[:, :cut], backend=backend)
+    second, last = taylor_linear_attention(q[:, cut:], k[:, cut:], v[:, cut:], middle, backend=backend)
+    assert oracle.error(torch.cat([first, second], 1).cpu(), want) < TOLERANCE[dtype]
+    bound = oracle.state_tolerance(backend, dtype, 16, 64)
+    assert oracle.error(last.kv, state.kv) < bound
+    assert oracle.error(last.k, state.k) < bound
+    turned = tuple(x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v))
+    assert oracle.error(taylor_linear_attention(*turned, backend=backend)[0].cpu(), want) < TOLERANCE[dtype]
+
+
 def test_a_long_sequence(where: Where) -> None:
     backend, device = where
     q, k, v = inputs(1, 4097, 1, 16, 64, device=device)
