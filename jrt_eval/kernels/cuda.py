@@ -24,7 +24,7 @@ from jrt_eval.kernels.states import TaylorState
 CHUNK = 64  # tokens that a block takes at a time
 FAST_FEATURE_DIM, FAST_HEAD_DIM = 16, 128  # what the tensor-core kernel holds
 STEP_FEATURE_DIM, STEP_HEAD_DIM = 32, 256  # what the decode step holds
-TRITON_FEATURE_DIM, TRITON_HEAD_DIM = 32, 256  # what the backward kernels hold
+TRITON_FEATURE_DIM, TRITON_SINGLE_FEATURE_DIM, TRITON_HEAD_DIM = 32, 16, 256  # what the backward kernels hold
 
 _c: Any = compiled.cuda_module()
 _grad_enabled = torch.is_grad_enabled
@@ -166,7 +166,8 @@ def _triton() -> Any:
 
 def _gradients(k: Tensor, v: Tensor) -> Any:
     """The module that computes Taylor linear attention's gradients for these sizes."""
-    small = k.shape[-1] <= TRITON_FEATURE_DIM and v.shape[-1] <= TRITON_HEAD_DIM
+    most = TRITON_SINGLE_FEATURE_DIM if v.dtype == torch.float32 else TRITON_FEATURE_DIM
+    small = k.shape[-1] <= most and v.shape[-1] <= TRITON_HEAD_DIM
     return (_triton() if small else None) or backward
 
 
