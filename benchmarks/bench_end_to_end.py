@@ -373,7 +373,9 @@ def profile(args: argparse.Namespace, results: dict[str, Any]) -> None:
 def table(results: dict[str, Any]) -> str:
     lines = []
     for stage in ("direct", "lm_eval"):
-        entries = results.get(stage, [])
+        entries = results.get(stage)
+        if not entries:
+            continue
         by = {(entry["length"], entry["model"]): entry for entry in entries}
         lengths = sorted({entry["length"] for entry in entries})
         if stage == "direct":

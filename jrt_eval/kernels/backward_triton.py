@@ -158,12 +158,12 @@ def _sums(
 @triton.jit(do_not_specialize=["length", "heads", "part"])
 def _walk(
     q, k, v, y, gy, below, mask, sums, dx, length, heads, part, scale, D, F,
-    QUERY: tl.constexpr, CARRY: tl.constexpr, HELD: tl.constexpr, MASKED: tl.constexpr,
+    QUERY: tl.constexpr, CARRY: tl.constexpr, MASKED: tl.constexpr,
     OP: tl.constexpr, PRECISION: tl.constexpr, DP: tl.constexpr, FP: tl.constexpr, A: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """dq (QUERY; forward over the keys' sums) or dk (backward over the queries'), columns A * program_id(2) and on.
 
-    HELD: there are sums to start from. CARRY: the sequence itself adds to them (not for a prefix, which has no queries).
+    CARRY: the sequence itself adds to the sums that it starts from (not for a prefix, which has no queries).
     """
     pair = tl.program_id(0).to(tl.int64)
     batch, head = pair // heads, pair % heads
@@ -182,20 +182,14 @@ def _walk(
     a = tl.program_id(2) * A + tl.arange(0, A)
     n = tl.arange(0, A * DP)
     n_a, n_b = tl.program_id(2) * A + n // DP, n % DP
-    if HELD:
-        width = F + 1
-        sums += (pair * tl.num_programs(1) + tl.program_id(1)) * (1 + D + D * D) * width
-        at = (1 + D + n_a * D + n_b) * width
-        inside = (n_a < D) & (n_b < D)
-        second = tl.load(sums + at[None, :] + f[:, None], mask=inside[None, :] & (f[:, None] < F), other=0.0)
-        second_z = tl.load(sums + at + F, mask=inside, other=0.0)
-        one = tl.load(sums + (1 + c[None, :]) * width + f[:, None], mask=(c[None, :] < D) & (f[:, None] < F), other=0.0)
-        one_z = tl.load(sums + (1 + c) * width + F, mask=c < D, other=0.0)
-    else:
-        second = tl.zeros([FP, A * DP], dtype=tl.float32)
-        second_z = tl.zeros([A * DP], dtype=tl.float32)
-        one = tl.zeros([FP, DP], dtype=tl.float32)
-        one_z = tl.zeros([DP], dtype=tl.float32)
+    width = F + 1
+    sums += (pair * tl.num_programs(1) + tl.program_id(1)) * (1 + D + D * D) * width
+    at = (1 + D + n_a * D + n_b) * width
+    inside = (n_a < D) & (n_b < D)
+    second = tl.load(sums + at[None, :] + f[:, None], mask=inside[None, :] & (f[:, None] < F), other=0.0)
+    second_z = tl.load(sums + at + F, mask=inside, other=0.0)
+    one = tl.load(sums + (1 + c[None, :]) * width + f[:, None], mask=(c[None, :] < D) & (f[:, None] < F), other=0.0)
+    one_z = tl.load(sums + (1 + c) * width + F, mask=c < D, other=0.0)
     i, j = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     chunks = tl.cdiv(stop - start, C)
     for number in range(chunks):
@@ -237,7 +231,7 @@ def _walk(
 @triton.jit(do_not_specialize=["length", "heads", "part"])
 def _values(
     q, k, gy, below, mask, sums, dv, length, heads, part, scale, D, F,
-    CARRY: tl.constexpr, HELD: tl.constexpr, MASKED: tl.constexpr,
+    CARRY: tl.constexpr, MASKED: tl.constexpr,
     OP: tl.constexpr, PRECISION: tl.constexpr, DP: tl.constexpr, FB: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """dv, columns FB * program_id(2) and on, backward over the queries' sums."""
@@ -256,18 +250,13 @@ def _values(
     f = tl.program_id(2) * FB + tl.arange(0, FB)
     n = tl.arange(0, DP * DP)
     n_a, n_b = n // DP, n % DP
-    if HELD:
-        width = F + 1
-        sums += (pair * tl.num_programs(1) + tl.program_id(1)) * (1 + D + D * D) * width
-        at = (1 + D + n_a * D + n_b) * width
-        inside = (n_a < D) & (n_b < D)
-        second = tl.load(sums + at[:, None] + f[None, :], mask=inside[:, None] & (f[None, :] < F), other=0.0)
-        one = tl.load(sums + (1 + c[:, None]) * width + f[None, :], mask=(c[:, None] < D) & (f[None, :] < F), other=0.0)
-        none = tl.load(sums + f, mask=f < F, other=0.0)
-    else:
-        second = tl.zeros([DP * DP, FB], dtype=tl.float32)
-        one = tl.zeros([DP, FB], dtype=tl.float32)
-        none = tl.zeros([FB], dtype=tl.float32)
+    width = F + 1
+    sums += (pair * tl.num_programs(1) + tl.program_id(1)) * (1 + D + D * D) * width
+    at = (1 + D + n_a * D + n_b) * width
+    inside = (n_a < D) & (n_b < D)
+    second = tl.load(sums + at[:, None] + f[None, :], mask=inside[:, None] & (f[None, :] < F), other=0.0)
+    one = tl.load(sums + (1 + c[:, None]) * width + f[None, :], mask=(c[:, None] < D) & (f[None, :] < F), other=0.0)
+    none = tl.load(sums + f, mask=f < F, other=0.0)
     i, j = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     chunks = tl.cdiv(stop - start, C)
     for number in range(chunks):
@@ -376,34 +365,28 @@ def taylor_backward(
     dq, dk, dv = (torch.empty_like(x, dtype=torch.float32) for x in (q, k, v))
     at = _Shape(k, v)
     after = unpacked(g_kv, g_k, at.d, gradients=True)
-    held = kv is not None or at.parts > 1
-    before = below
-    if held:
-        if kv is None or k_sum is None:
-            first = torch.zeros_like(after)
-        else:
-            first = unpacked(kv, k_sum, at.d, gradients=False)
-        before = first[:, :, None]
-        if at.parts > 1:
-            mine = at.sums(k, v, y, below, mask, query=False)
-            before = before + mine.cumsum(2) - mine
-        before = before.contiguous()
+    if kv is None or k_sum is None:
+        before = torch.zeros_like(after)[:, :, None]
+    else:
+        before = unpacked(kv, k_sum, at.d, gradients=False)[:, :, None]
+    behind, total = after[:, :, None], after
+    if at.parts > 1:
+        mine = at.sums(k, v, y, below, mask, query=False)
+        before = before + mine.cumsum(2) - mine
+    if at.parts > 1 or kv is not None:
+        mine = at.sums(q, gy, y, below, mask, query=True)
+        behind = behind + mine.flip(2).cumsum(2).flip(2) - mine
+        total = after + mine.sum(2)
     options = {"MASKED": mask is not None, **at.options}
     given = q if mask is None else mask
     common = (q, k, v, y, gy, below, given)
-    _walk[at.grid(at.blocks)](*common, before, dq, *at.numbers, QUERY=True, CARRY=True, HELD=held, **options, **at.walk)
-    total = after
-    behind = after[:, :, None]
-    if held:
-        mine = at.sums(q, gy, y, below, mask, query=True)
-        total = after + mine.sum(2)
-        behind = behind + mine.flip(2).cumsum(2).flip(2) - mine
     behind = behind.contiguous()
     _walk[at.grid(at.blocks)](
-        *common, behind, dk, *at.numbers, QUERY=False, CARRY=True, HELD=True, **options, **at.walk
+        *common, before.contiguous(), dq, *at.numbers, QUERY=True, CARRY=True, **options, **at.walk
     )
+    _walk[at.grid(at.blocks)](*common, behind, dk, *at.numbers, QUERY=False, CARRY=True, **options, **at.walk)
     _values[at.grid(at.value_blocks)](
-        q, k, gy, below, given, behind, dv, *at.numbers, CARRY=True, HELD=True, **options, **at.values
+        q, k, gy, below, given, behind, dv, *at.numbers, CARRY=True, **options, **at.values
     )
     return dq, dk, dv, *packed(total, at.d)
 
@@ -421,9 +404,9 @@ def encode_backward(k: Tensor, v: Tensor, mask: Tensor | None, g_kv: Tensor, g_k
     given = k if mask is None else mask
     _walk[at.grid(at.blocks)](
         k, k, v, v, v, behind, given, behind, dk, *at.numbers,
-        QUERY=False, CARRY=False, HELD=True, **options, **at.walk,
+        QUERY=False, CARRY=False, **options, **at.walk,
     )  # fmt: skip
     _values[at.grid(at.value_blocks)](
-        k, k, v, behind, given, behind, dv, *at.numbers, CARRY=False, HELD=True, **options, **at.values
+        k, k, v, behind, given, behind, dv, *at.numbers, CARRY=False, **options, **at.values
     )
     return dk, dv

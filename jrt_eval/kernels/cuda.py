@@ -28,7 +28,7 @@ GENERIC, TENSOR_CORES, HOPPER = 0, 1, 2  # csrc/cuda/args.hpp's kernels
 HOPPER_COLUMNS = 64  # of a head, per block
 NOWHERE = (0, 0, 0, 0, 0)  # a tensor that is not given
 STEP_FEATURE_DIM, STEP_HEAD_DIM = 32, 256  # what the decode step holds
-TRITON_FEATURE_DIM, TRITON_HEAD_DIM = 32, 256  # what the backward kernels hold
+TRITON_FEATURE_DIM, TRITON_SINGLE_FEATURE_DIM, TRITON_HEAD_DIM = 32, 16, 256  # what the backward kernels hold
 
 _c: Any = compiled.cuda_module()
 _grad_enabled = torch.is_grad_enabled
@@ -195,7 +195,8 @@ def _triton() -> Any:
 
 def _gradients(k: Tensor, v: Tensor) -> Any:
     """The module that computes Taylor linear attention's gradients for these sizes."""
-    small = k.shape[-1] <= TRITON_FEATURE_DIM and v.shape[-1] <= TRITON_HEAD_DIM
+    most = TRITON_SINGLE_FEATURE_DIM if v.dtype == torch.float32 else TRITON_FEATURE_DIM
+    small = k.shape[-1] <= most and v.shape[-1] <= TRITON_HEAD_DIM
     return (_triton() if small else None) or backward
 
 

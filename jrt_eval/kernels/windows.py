@@ -48,8 +48,8 @@ def sliding_window_attention(
     parts = (queries, pairs(keys), pairs(values), sees.flatten(0, 1)[:-1, None])
     with sdpa_kernel(_FUSED):
         ys = [
-            F.scaled_dot_product_attention(*three, attn_mask=mask, scale=dim**-0.5).transpose(1, 2)
-            for *three, mask in zip(*(x.split(MOST_BLOCKS) for x in parts), strict=True)
+            F.scaled_dot_product_attention(a, b, c, attn_mask=mask, scale=dim**-0.5).transpose(1, 2)
+            for a, b, c, mask in zip(*(x.split(MOST_BLOCKS) for x in parts), strict=True)
         ]
     y = (ys[0] if len(ys) == 1 else torch.cat(ys)).flatten(0, 1)
     # The last block of each row but the last is nobody's; the very last does not exist.
