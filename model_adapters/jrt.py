@@ -155,6 +155,23 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
 
     # --- set-up
 
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> JRTLM:
+        return cls.create_from_arg_obj(utils.simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> JRTLM:
+        """What stands in --model_args holds, lm-eval's own --device and --batch_size say the rest: it passes both on, and a name
+        in each would be Python's TypeError.
+        """
+        rest = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        for name in rest.keys() & arg_dict.keys():
+            given = rest.pop(name)
+            default = name == "batch_size" and given == 1  # what lm-eval says where it was told nothing
+            if str(given) != str(arg_dict[name]) and not default:
+                log.warning("%s=%s in --model_args holds, not --%s %s", name, arg_dict[name], name, given)
+        return cls(**arg_dict, **rest)
+
     def _set_up_processes(self, device: str | torch.device | None) -> None:
         """One process, or a rank of `accelerate launch` (data parallel: lm-eval gives each rank its share of the
         requests).

@@ -150,64 +150,61 @@ def _cpu_kernels(
     facts = _describe(sizes["device"])
     facts["allocator keeps memory"] = keep_memory()
     facts["decode call overhead (s)"] = measured.call_overhead(sizes["device"])
-    rows = measured.measure(lengths, batches, batch=batch, **sizes)
     _say(facts)
     if not alternatives.fast_transformers():
         click.echo("fast-transformers: not installed, not measured")
-
-    def group(operator: str, length: int, rows_of: int) -> list[measured.Row]:
-        found = [r for r in rows if (r.operator, r.length, r.batch) == (operator, length, rows_of)]
-        return sorted(found, key=lambda r: r.seconds)
-
-    def ours(found: list[measured.Row]) -> float:
-        return next(r.seconds for r in found if r.name == measured.OURS)
-
     shape = "{heads} heads, feature dim {d}, head dim {f}".format(**sizes)
     click.echo(f"\nbatch {batch}, {shape}; medians")
-    for operator in ("prefill", "gradients"):
-        summary = []
-        for length in lengths:
-            found = group(operator, length, batch)
-            if not found:
-                continue
+
+    rows: list[measured.Row] = []
+    summaries: dict[str, list[list[str]]] = {}
+    for found in measured.measure(lengths, batches, batch=batch, **sizes):
+        rows += found  # printed and written as they come: a long run may be cut off
+        found = sorted(found, key=lambda row: row.seconds)
+        mine = next(row for row in found if row.name == measured.OURS)
+        if mine.operator == "decode":
+            lines = [[r.name, time_text(r.seconds), f"{r.seconds / mine.seconds:.2f}x"] for r in found]
+            click.echo("\n" + table([f"decode step, batch {mine.batch}", "time", "of ours"], lines))
+        else:
             lines = [
                 [
                     r.name,
                     time_text(r.seconds),
-                    f"{r.seconds / ours(found):.2f}x",
-                    "" if r.matmul_fraction is None else f"{r.matmul_fraction:.0%}",
-                    f"{r.seconds / length * 1e6:.2f}",
+                    f"{r.seconds / mine.seconds:.2f}x",
+                    _percent(r.matmul_fraction),
+                    f"{r.seconds / r.length * 1e6:.2f}",
                 ]
                 for r in found
             ]
-            header = [f"{operator}, {length} tokens", "time", "of ours", "of matmul", "us/token"]
+            header = [f"{mine.operator}, {mine.length} tokens", "time", "of ours", "of matmul", "us/token"]
             click.echo("\n" + table(header, lines))
             others = [r for r in found if not r.name.startswith(measured.OURS)]
-            mine = next(r for r in found if r.name == measured.OURS)
-            summary.append(
+            summaries.setdefault(mine.operator, []).append(
                 [
-                    str(length),
+                    str(mine.length),
                     time_text(mine.seconds),
-                    f"{mine.seconds / length * 1e6:.2f}",
-                    "" if mine.matmul_fraction is None else f"{mine.matmul_fraction:.0%}",
+                    f"{mine.seconds / mine.length * 1e6:.2f}",
+                    _percent(mine.matmul_fraction),
                     "" if mine.matmul_flops is None else f"{mine.matmul_flops / 1e9:.0f}",
                     others[0].name if others else "",
                     f"{others[0].seconds / mine.seconds:.2f}x" if others else "",
                 ]
             )
+        if output:
+            write(output, "kernels", facts, rows)
+    for operator, lines in summaries.items():
         header = [f"{operator}, tokens", "ours", "us/token", "of matmul", "matmul GFLOP/s", "fastest other", "of ours"]
-        click.echo("\n" + table(header, summary))
-    for b in batches:
-        found = group("decode", 1, b)
-        lines = [[r.name, time_text(r.seconds), f"{r.seconds / ours(found):.2f}x"] for r in found]
-        click.echo("\n" + table([f"decode step, batch {b}", "time", "of ours"], lines))
+        click.echo("\n" + table(header, lines))
 
     if output:
-        write(output, "kernels", facts, rows)
         if plot:
             title = f"Taylor linear attention, batch {batch}, {shape}, cpu"
             plots.time_against_length(rows, output / "kernels.png", title)
         click.echo(f"\nwritten to {output}")
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
 
 
 def _gpu_kernels(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -166,20 +166,21 @@ def call_overhead(device: torch.device) -> float:
 
 def measure(
     lengths: list[int], batches: list[int], *, batch: int, heads: int, d: int, f: int, device: torch.device
-) -> list[Row]:
-    """Prefill and gradients at every length, a decode step at every batch size."""
+) -> Iterator[list[Row]]:
+    """Prefill and gradients at every length, a decode step at every batch size: the rows of each as they are measured."""
     shape = Shape(batch, heads, d, f, device)
     matmul = Matmul(device)
-    rows: list[Row] = []
+    before: dict[str, tuple[int, float]] = {}
 
-    def before(operator: str) -> dict[str, tuple[int, float]]:
-        return {row.name: (row.length, row.seconds) for row in rows if row.operator == operator}
+    def keep(rows: list[Row]) -> list[Row]:
+        before.update((row.name, (row.length, row.seconds)) for row in rows)
+        return rows
 
     for length in sorted(lengths):
-        rows += prefill(length, shape, matmul, before("prefill"))
+        yield keep(prefill(length, shape, matmul, before))
+    before.clear()
     for length in sorted(lengths):
         if length <= 8192:  # autograd keeps every chunk of the PyTorch forms
-            rows += gradients(length, shape, before("gradients"))
+            yield keep(gradients(length, shape, before))
     for b in batches:
-        rows += decode(replace(shape, batch=b))
-    return rows
+        yield decode(replace(shape, batch=b))
