@@ -10,6 +10,9 @@ from jrt_eval.bench import cuda, kernels
 from jrt_eval.errors import UserError
 
 
+MARKERS = "os^D"  # the next one once all ten colours are taken
+
+
 @dataclass(frozen=True)
 class Panel:
     """One plot of a figure: name -> points (x, seconds)."""
@@ -20,27 +23,34 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel], path: Path, title: str) -> None:
-    """Write a PNG, panels side by side, a form of one colour in all. Raises UserError where matplotlib is missing."""
+    """Write a PNG: panels side by side, a form of one colour and marker in all, the legend beside them, slowest form first, as the lines stand.
+
+    Raises UserError where matplotlib is missing.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("plots need matplotlib: pip install 'jrt-eval[report]', or pass --no-plot") from error
 
-    figure = Figure(figsize=(6.5 * len(panels), 5), layout="constrained")
+    figure = Figure(figsize=(5.5 * len(panels) + 3, 5), layout="constrained")
     names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
+    drawn = {}
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name, points in panel.lines.items():
             x, seconds = zip(*sorted(points), strict=True)
             width = 2.5 if name.startswith("jrt-eval") else 1.2
-            color = f"C{names.index(name)}"
-            axes.plot(x, [each * 1e3 for each in seconds], marker="o", label=name, linewidth=width, color=color)
+            number = names.index(name)
+            color, marker = f"C{number % 10}", MARKERS[number // 10 % len(MARKERS)]
+            (drawn[name],) = axes.plot(x, [each * 1e3 for each in seconds], marker=marker, linewidth=width, color=color)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xlabel(panel.label)
         axes.set_ylabel("milliseconds")
         axes.set_title(panel.title)
         axes.grid(True, which="both", alpha=0.3)
-        axes.legend(fontsize="small")
+    last = {name: max(points)[1] for panel in reversed(panels) for name, points in panel.lines.items()}
+    order = sorted(names, key=lambda name: -last[name])
+    figure.legend([drawn[name] for name in order], order, loc="outside right upper", fontsize="small")
     figure.suptitle(title)
     figure.savefig(path, dpi=100)
 
