@@ -120,6 +120,27 @@ def test_threads_change_no_bit(cpu: str, threads: Callable[[int], None], batch: 
         assert all(torch.equal(a, b) for a, b in zip(run, seen[0], strict=True))
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_heads_walked_together_are_those_walked_alone(cpu: str, threads: Callable[[int], None], count: int) -> None:
+    """Seven heads, of which the cache holds four: a group is left that is smaller."""
+    q, k, v = normal(2, 150, 7, 16), normal(2, 151, 7, 16)[:, 1:], normal(2, 150, 7, 64)
+    state = TaylorState(normal(2, 7, 153, 64), torch.rand(2, 7, 153) + 50)
+    mask = torch.rand(2, 150, generator=torch.Generator().manual_seed(0)) < 0.8
+    decay = torch.linspace(0.9, 0.999, 7)
+    threads(count)
+    y, (kv, k_sum) = kernels.taylor_linear_attention(q, k, v, state, mask=mask, decay=decay, backend=cpu)
+    for h in range(7):
+        at = slice(h, h + 1)
+        one = TaylorState(state.kv[:, at], state.k[:, at])
+        threads(1)
+        y1, (kv1, k1) = kernels.taylor_linear_attention(
+            q[:, :, at], k[:, :, at], v[:, :, at], one, mask=mask, decay=decay[at], backend=cpu
+        )
+        assert torch.equal(y[:, :, at], y1)
+        assert torch.equal(kv[:, at], kv1)
+        assert torch.equal(k_sum[:, at], k1)
+
+
 @pytest.mark.parametrize("decayed", [False, True])
 @pytest.mark.parametrize("heads", [1, 3])
 def test_more_threads_than_heads_share_the_sequence(
