@@ -9,7 +9,6 @@ from pathlib import Path
 from jrt_eval.bench import cuda, kernels
 from jrt_eval.errors import UserError
 
-
 MARKERS = "os^D"  # the next one once all ten colours are taken
 
 

@@ -109,6 +109,8 @@ def _linear(
     dim = k.shape[3]
     n = num_features(dim) if taylor else dim
     k_enc, v_enc, mask_enc = (None, None, None) if prefix is None else prefix
+    q, k_enc, v_enc = (None if x is None else x.resolve_neg() for x in (q, k_enc, v_enc))
+    k, v = k.resolve_neg(), v.resolve_neg()
     kernel = _kernel(v, dim, decay, q, k, k_enc, v_enc) if taylor else GENERIC
     parts = 1
     if kernel != GENERIC:
@@ -225,6 +227,7 @@ def _taylor_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, dec
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
     if y.numel() == 0:
         return y
+    q, k, v = q.resolve_neg(), k.resolve_neg(), v.resolve_neg()
     rates = single(decay)  # held here while its address is used
     with torch.cuda.device(v.device):
         _c.step(
@@ -264,8 +267,12 @@ def _conv(
     y = a.new_empty((batch, length, channels))
     if batch * channels == 0:
         return y
+    a, b = a.resolve_neg(), b.resolve_neg()
     weight = weight.to(a.dtype).contiguous()
     bias = None if bias is None else bias.to(a.dtype).contiguous()
+    lengths = (
+        None if lengths is None else lengths.clamp(0, length)
+    )  # their values are on the GPU: nothing has looked at them
     with torch.cuda.device(a.device):
         _c.conv(
             a.data_ptr(),
@@ -322,7 +329,7 @@ def taylor_linear_attention(
     q: Tensor, k: Tensor, v: Tensor, state: TaylorState | None, mask: Tensor | None, decay: Tensor | None
 ) -> tuple[Tensor, TaylorState]:
     kv, k_sum = (None, None) if state is None else state
-    gradient = learns(q, k, v, kv, k_sum)
+    gradient = learns(q, k, v, kv, k_sum, decay)
     if (gradient and decay is not None) or not fits(v, k.shape[3], True, decay):
         return reference.taylor_linear_attention(q, k, v, state, mask, decay)
     if gradient or _compiling():
@@ -342,7 +349,7 @@ def prefix_linear_attention(
     mask_enc: Tensor | None,
     decay: Tensor | None,
 ) -> tuple[Tensor, TaylorState]:
-    if _compiling() or learns(q, k, v, k_enc, v_enc) or not fits(v, k.shape[3], True, decay):
+    if _compiling() or learns(q, k, v, k_enc, v_enc, decay) or not fits(v, k.shape[3], True, decay):
         return taylor_linear_attention(q, k, v, encode_prefix(k_enc, v_enc, mask_enc), mask, decay)
     y, kv_out, k_out, _ = _linear(q, k, v, None, None, mask, decay, True, False, (k_enc, v_enc, mask_enc))
     return y, TaylorState(kv_out, k_out)
