@@ -263,6 +263,24 @@ def test_starting_weights_may_have_another_feature_dim(tmp_path: Path, family: s
     assert 0 < errors[0] < errors[1] < errors[2]
 
 
+def test_a_deeper_model_begins_as_the_one_it_starts_from(tmp_path: Path) -> None:
+    from jrt_eval.training.objective import build_model
+
+    folder = train(tiny(tmp_path, "based", steps=3), progress=False)
+    wanted = tiny(tmp_path, "based").model | {"n_layer": 4, "alt_mixer_layers": [1, 2], "alt_mixer_2_layers": [3]}
+    deeper = build_model(wanted, "torch", 1)
+    with pytest.raises(UserError, match="does not fit"):
+        checkpoint.load_weights(folder, deeper)
+    checkpoint.load_weights(folder, deeper, start=True)
+    ids = torch.randint(0, 56, (2, 24))
+    with torch.no_grad():
+        expected = load_model(str(folder), dtype="float32")(ids).logits
+        torch.testing.assert_close(deeper(ids).logits, expected, atol=2e-5, rtol=1e-4)
+    other = build_model(wanted | {"alt_mixer_layers": [], "alt_mixer_2_layers": [3]}, "torch", 1)
+    with pytest.raises(UserError, match="does not fit"):
+        checkpoint.load_weights(folder, other, start=True)
+
+
 def test_starting_weights_may_have_more_states(tmp_path: Path) -> None:
     from jrt_eval.training.objective import build_model
 
