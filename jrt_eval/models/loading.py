@@ -124,7 +124,9 @@ class Source:
             raise UserError(f"{self.name} has no revision {self.revision!r} on the Hugging Face hub") from None
         except hub.RepositoryNotFoundError:
             close = nearest(self.name, list(minis.NAMES))
-            raise UserError(f"{self.name}: no such folder, and no such repository on the Hugging Face hub{close}") from None
+            raise UserError(
+                f"{self.name}: no such folder, and no such repository on the Hugging Face hub{close}"
+            ) from None
         except hub.HFValidationError:
             raise UserError(f"{self.name!r}: no such folder, and not the form of a hub id (owner/name)") from None
         except hub.EntryNotFoundError:
