@@ -113,8 +113,9 @@ class Source:
                 # An earlier download: which files the repository lacks, only the hub could say.
                 self.offline = True
                 return None
+            close = nearest(self.name, list(minis.NAMES))
             raise UserError(
-                f"{self.name}: no such folder, and the Hugging Face hub cannot be reached for {filename}; "
+                f"{self.name}: no such folder{close}, and the Hugging Face hub cannot be reached for {filename}; "
                 "download the repository first and give its folder"
             ) from None
         except hub.GatedRepoError:
@@ -122,7 +123,10 @@ class Source:
         except hub.RevisionNotFoundError:
             raise UserError(f"{self.name} has no revision {self.revision!r} on the Hugging Face hub") from None
         except hub.RepositoryNotFoundError:
-            raise UserError(f"{self.name}: no such folder, and no such repository on the Hugging Face hub") from None
+            close = nearest(self.name, list(minis.NAMES))
+            raise UserError(
+                f"{self.name}: no such folder, and no such repository on the Hugging Face hub{close}"
+            ) from None
         except hub.HFValidationError:
             raise UserError(f"{self.name!r}: no such folder, and not the form of a hub id (owner/name)") from None
         except hub.EntryNotFoundError:

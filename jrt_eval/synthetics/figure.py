@@ -79,7 +79,9 @@ def draw(scores: pd.DataFrame, path: Path) -> None:
                 best["state_bytes"], best[column], f"-{marker}", color=colour, markersize=5,
                 label="causal" if causal else "non-causal",
             )  # fmt: skip
-        axis.set(title=title, xlabel="recurrent state (bytes, float32)", xscale="log")
+        axis.set(title=title, xlabel="recurrent state (bytes, float32)")
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="accuracy", ylim=(0, 1.02))
     axes[1].set(ylim=(0, 1.02))

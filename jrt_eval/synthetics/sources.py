@@ -22,14 +22,14 @@ _CHUNK = 2000
 class DocumentOptions:
     """Documents with questions, in read-once and read-twice prompts (jrt_eval.synthetics.documents).
 
-    twice: share of read-twice prompts; questions: most questions asked after a read-once prompt; a twice prompt is
-    followed by `twice_questions`. The rest is `Shape`.
+    twice: share of read-twice prompts; asked: of prompts with the question in front and the document once; questions:
+    most questions after a read-once prompt (the others have the one they name in front). The rest is `Shape`.
     """
 
     split: Literal["train", "evaluation"] = "train"
     twice: float = 0.5
+    asked: float = 0.0
     questions: int = 12
-    twice_questions: int = 1
     facts: tuple[int, int] = (6, 28)
     filler: float = 0.4
     rival: float = 0.2
@@ -108,9 +108,9 @@ def _documents(chosen: DocumentOptions, seed: int, rows: int, tokenizer: str, lo
     for index in range(start, min(start + _CHUNK, rows)):
         rng = Random(f"row/{seed}/{index}")
         document = make_document(chosen.split, seed, index, shape)
-        twice = rng.random() < chosen.twice
-        count = chosen.twice_questions if twice else chosen.questions
-        texts.append(training_text(document, rng, twice=twice, questions=count))
+        draw = rng.random()
+        head = "twice" if draw < chosen.twice else "asked" if draw < chosen.twice + chosen.asked else "once"
+        texts.append(training_text(document, rng, head, chosen.questions if head == "once" else 1))
     return paired_chunk(load_tokenizer(tokenizer), texts, longest)
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jrt_eval.kernels.features import feature_map, num_features
+from jrt_eval.training.parallel import encode_prefix, taylor_linear_attention
 
 LAYERS, HEADS, CONVOLUTION, HIDDEN = 4, 2, 3, 4
 EPS = 1e-6
@@ -89,15 +90,13 @@ class Stack(nn.Module):
         """sum_j phi(q_i).phi(k_j) v_j / sum_j phi(q_i).phi(k_j), over j <= i where causal, with phi.phi = 1 + s + s^2/2."""
         features = HEADS * self.feature_dim
         q, k, v = _product(x, layer.inward).split([features, features, self.width], -1)  # type: ignore[arg-type]
-        q, k, v = (t.unflatten(-1, (HEADS, -1)).transpose(2, 3).flatten(0, 2) for t in (q, k, v))
+        q, k, v = (t.unflatten(-1, (HEADS, -1)).flatten(0, 1) for t in (q, k, v))
         if self.causal:
-            s = q @ k.transpose(1, 2) * self.feature_dim**-0.5
-            weights = ((0.5 * s + 1) * s + 1).tril()  # at least 1/2 where kept
-            y = weights @ v / weights.sum(-1, keepdim=True)
+            y, _ = taylor_linear_attention(q, k, v, None, None, None)
         else:
-            fq, fk = feature_map(q), feature_map(k)
-            y = fq @ (fk.transpose(1, 2) @ v) / (fq @ fk.sum(1)[..., None])
-        y = y.unflatten(0, (*x.shape[:2], HEADS)).transpose(2, 3).flatten(3)
+            fq, (kv, total) = feature_map(q), encode_prefix(k, v, None)
+            y = torch.einsum("blhf,bhfd->blhd", fq, kv) / torch.einsum("blhf,bhf->blh", fq, total)[..., None]
+        y = y.unflatten(0, x.shape[:2]).flatten(3)
         return _product(y, layer.outward)  # type: ignore[arg-type]
 
 

@@ -56,5 +56,5 @@ def document_texts(documents: int, seed: int = 0) -> Iterator[str]:
 
     for index in range(documents):
         document = make_document("train", seed, index)
-        head, pairs = training_text(document, Random(index), twice=False, questions=4)
+        head, pairs = training_text(document, Random(index), "once", 4)
         yield head + "".join(question + answer for question, answer in pairs)

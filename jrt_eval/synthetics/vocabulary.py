@@ -181,10 +181,6 @@ def coined(rng: Random) -> str:
     return one_of(PREFIXES)(rng) + one_of(SUFFIXES)(rng)
 
 
-def pair(first: tuple[str, ...], second: tuple[str, ...]) -> Value:
-    return lambda rng: f"{one_of(first)(rng)} {one_of(second)(rng)}"
-
-
 city, country = one_of(CITIES), one_of(COUNTRIES)
 colour, material, thing, field = one_of(COLOURS), one_of(MATERIALS), one_of(THINGS), one_of(FIELDS)
 surname = one_of(LAST_NAMES)

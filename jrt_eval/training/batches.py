@@ -21,29 +21,33 @@ class Layout:
     """How rows are laid into a batch.
 
     encoder: M for the JRT objective, else None. Then a row whose prompt is shorter than M is left-padded until the
-    prompt ends at M, as a JRT-RNN's prompts are; all other rows begin at position 0. Next-token labels before
-    `first_position` do not count.
+    prompt ends at M, as a JRT-RNN's prompts are; all other rows begin at position 0. Next-token labels before the first
+    position that counts are owed nothing.
+    tail: if not 0, the encoder reads all but so many positions of a batch that is shorter than M + tail, as if M were
+    that short; without it short rows would cost as much as long ones.
     """
 
     encoder: int | None = None
     boundary: bool = False
+    tail: int = 0
     context_weight: float = 1.0
+    per_row: bool = False
     mask_probability: float = 0.0
     mask_token: int = 0
 
-    @property
-    def first_position(self) -> int:
+    def encoded(self, length: int) -> int:
+        """Positions that the encoder reads in a batch of this length."""
         if self.encoder is None:
             return 0
-        return self.encoder - 1 if self.boundary else self.encoder
+        return min(self.encoder, length - self.tail) if self.tail else self.encoder
 
-    def left_pad(self, prompt: int) -> int:
-        return max(0, self.encoder - prompt) if self.encoder is not None and prompt else 0
+    def first_position(self, length: int) -> int:
+        return max(0, self.encoded(length) - self.boundary)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Arrays (rows, length); `left_pads` (rows,). Labels are -100 where nothing is owed; weights belong to labels."""
+    """Arrays (rows, length); `left_pads`, `encoder_lengths` (rows,). Labels are -100 where nothing is owed; weights belong to labels."""
 
     inputs: Ints
     labels: Ints
@@ -51,6 +55,7 @@ class Batch:
     answers: npt.NDArray[np.bool_]
     masked: Ints
     left_pads: Ints
+    encoder_lengths: Ints
 
     @property
     def tokens(self) -> int:
@@ -61,15 +66,21 @@ class Plan:
     """An endless, shuffled sequence of batches of row indices.
 
     An epoch is a permutation of all rows, cut into batches of rows of like length, in random order; rows that fill no
-    batch wait for the next epoch.
+    batch wait for the next epoch. Before the first epoch come `opening` batches in which the lengths come in one by
+    one, the shortest first: what is learnt on short rows helps with long ones.
     """
 
-    def __init__(self, rows: Rows, lengths: list[int], batch_size: int, layout: Layout, seed: int) -> None:
+    def __init__(
+        self, rows: Rows, lengths: list[int], batch_size: int, layout: Layout, seed: int, opening: int = 0
+    ) -> None:
         sizes = np.diff(rows.offsets) - 1
-        if layout.encoder is not None:
-            sizes = sizes + np.where(rows.prompts > 0, np.maximum(0, layout.encoder - rows.prompts), 0)
         self.lengths = sorted(lengths)
-        self.buckets = np.searchsorted(np.asarray(self.lengths), sizes)
+        self.buckets = np.full(len(sizes), len(self.lengths))
+        for bucket, length in reversed(list(enumerate(self.lengths))):
+            encoded = layout.encoded(length)
+            padded = sizes + np.where(rows.prompts > 0, np.maximum(0, encoded - rows.prompts), 0)
+            whole = np.minimum(rows.prompts, layout.encoder or 0) <= encoded
+            self.buckets[(padded <= length) & whole] = bucket
         if (too_long := int((self.buckets == len(self.lengths)).sum())) == len(sizes):
             raise UserError(f"no data: all {too_long} rows are longer than {self.lengths[-1]} tokens (data.lengths)")
         counts = [int((self.buckets == b).sum()) for b in range(len(self.lengths))]
@@ -79,24 +90,45 @@ class Plan:
         self.batch_size = batch_size
         self.seed = seed
         self._epoch: tuple[int, list[tuple[int, Ints]]] | None = None
+        self._opening = self._short_first(opening) if opening else []
 
     def batch(self, number: int) -> tuple[int, Ints]:
         """(sequence length, row indices) of batch `number` of the run."""
-        epoch, index = divmod(number, self.per_epoch)
+        if number < len(self._opening):
+            return self._opening[number]
+        epoch, index = divmod(number - len(self._opening), self.per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = (epoch, self._shuffle(epoch))
+            batches = [batch for bucket in self._permuted([self.seed, epoch]) for batch in bucket]
+            np.random.default_rng([self.seed, epoch, 1]).shuffle(batches)  # type: ignore[arg-type]
+            self._epoch = (epoch, batches)
         return self._epoch[1][index]
 
-    def _shuffle(self, epoch: int) -> list[tuple[int, Ints]]:
-        rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self.buckets))
-        batches = []
+    def position(self, number: int) -> dict[str, int]:
+        """Where a run that has seen `number` batches stands, for people to read."""
+        epoch, batch = divmod(max(0, number - len(self._opening)), self.per_epoch)
+        return {"opening": min(number, len(self._opening)), "epoch": epoch, "batch": batch}
+
+    def _permuted(self, seed: list[int]) -> list[list[tuple[int, Ints]]]:
+        """Per length that fills a batch, all its batches."""
+        order = np.random.default_rng(seed).permutation(len(self.buckets))
+        result = []
         for bucket, length in enumerate(self.lengths):
             mine = order[self.buckets[order] == bucket]
-            full = len(mine) // self.batch_size * self.batch_size
-            batches += [(length, part) for part in mine[:full].reshape(-1, self.batch_size)]
-        rng.shuffle(batches)  # type: ignore[arg-type]
-        return batches
+            if full := len(mine) // self.batch_size * self.batch_size:
+                result.append([(length, part) for part in mine[:full].reshape(-1, self.batch_size)])
+        return result
+
+    def _short_first(self, count: int) -> list[tuple[int, Ints]]:
+        by_length = self._permuted([self.seed, 0, 2])
+        rng = np.random.default_rng([self.seed, 0, 3])
+        taken = [0] * len(by_length)
+        result = []
+        for number in range(count):
+            known = [len(batches) for batches in by_length[: 1 + number * len(by_length) // count]]
+            bucket = int(rng.choice(len(known), p=np.asarray(known) / sum(known)))
+            result.append(by_length[bucket][taken[bucket] % known[bucket]])
+            taken[bucket] += 1
+        return result
 
 
 def collate(rows: Rows, indices: Ints, length: int, layout: Layout, seed: tuple[int, ...] | None) -> Batch:
@@ -107,9 +139,10 @@ def collate(rows: Rows, indices: Ints, length: int, layout: Layout, seed: tuple[
     answers = np.zeros(shape, dtype=np.bool_)
     real = np.zeros(shape, dtype=np.bool_)
     left_pads = np.zeros(len(indices), dtype=np.int64)
+    encoded = layout.encoded(length)
     for i, index in enumerate(indices):
         tokens, flags, prompt = rows.row(int(index))
-        pad = layout.left_pad(prompt)
+        pad = max(0, encoded - prompt) if prompt else 0
         end = pad + len(tokens) - 1
         inputs[i, :pad] = PAD
         inputs[i, pad:end] = tokens[:-1]
@@ -117,13 +150,17 @@ def collate(rows: Rows, indices: Ints, length: int, layout: Layout, seed: tuple[
         answers[i, pad:end] = flags[1:]
         real[i, pad:end] = True
         left_pads[i] = pad
-    labels[:, : layout.first_position] = IGNORE
+    labels[:, : layout.first_position(length)] = IGNORE
     weights = np.where(answers, 1.0, layout.context_weight).astype(np.float32) * (labels != IGNORE)
+    if layout.per_row:
+        weights /= np.maximum(weights.sum(1, keepdims=True), 1e-8)
     masked = np.full(shape, IGNORE, dtype=np.int64)
-    if seed is not None and layout.encoder is not None and layout.mask_probability > 0:
+    if seed is not None and encoded and layout.mask_probability > 0:
         rng = np.random.default_rng(seed)
         chosen = real & (rng.random(shape) < layout.mask_probability)
-        chosen[:, layout.encoder :] = False
+        chosen[:, encoded:] = False
         masked[chosen] = inputs[chosen]
         inputs[chosen] = layout.mask_token
-    return Batch(inputs, labels, weights, answers & (labels != IGNORE), masked, left_pads)
+    return Batch(
+        inputs, labels, weights, answers & (labels != IGNORE), masked, left_pads, np.full(len(indices), encoded)
+    )

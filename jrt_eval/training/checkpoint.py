@@ -114,8 +114,8 @@ def _flush(path: Path) -> None:
 def load_weights(folder: Path, model: nn.Module, *, start: bool = False) -> None:
     """Weights of a checkpoint folder into `model`.
 
-    start: the model's linear attentions may differ from the file's (`fit_linear_attention`), and a Mamba model may have
-    fewer states (`fit_states`).
+    start: the model may be deeper (`fit_layers`), its linear attentions may differ from the file's
+    (`fit_linear_attention`), and a Mamba model may have fewer states (`fit_states`).
     """
     from safetensors.torch import load_file
 
@@ -124,12 +124,45 @@ def load_weights(folder: Path, model: nn.Module, *, start: bool = False) -> None
         raise UserError(f"{folder} holds no model.safetensors")
     state: dict[str, Tensor] = load_file(path)
     if start:
+        fit_layers(model, state)
         fit_linear_attention(model, state)
         fit_states(model, state)
     try:
         load_released_state(model, state)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{folder} does not fit the configured model: {' '.join(str(error).split())[:300]}") from None
+
+
+def fit_layers(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Make a file fit a deeper model: a layer takes the next one of the file if their mixers are of one kind, else it is
+    new and begins as the identity, with zeros in the projections that write to the residual stream.
+    """
+    prefix = "transformer.layers."
+
+    def layers(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        found: dict[int, dict[str, Tensor]] = {}
+        for key in filter(lambda key: key.startswith(prefix), tensors):
+            index, _, rest = key.removeprefix(prefix).partition(".")
+            found.setdefault(int(index), {})[rest] = tensors[key]
+        return [found[index] for index in sorted(found)]
+
+    def kind(layer: Mapping[str, Tensor]) -> set[str]:
+        return {rest for rest in layer if rest.startswith("mixer.") and "_enc." not in rest}
+
+    ours, theirs = layers(model.state_dict()), layers(state)
+    if not 0 < len(theirs) < len(ours):
+        return
+    for key in [key for key in state if key.startswith(prefix)]:
+        del state[key]
+    for index, layer in enumerate(ours):
+        if theirs and kind(theirs[0]) == kind(layer):
+            chosen = theirs.pop(0)
+        else:
+            silent = ("mixer.out_proj.", "mlp.fc2.")
+            chosen = {rest: torch.zeros_like(t) if rest.startswith(silent) else t for rest, t in layer.items()}
+        state.update({f"{prefix}{index}.{rest}": tensor for rest, tensor in chosen.items()})
+    for index, layer in enumerate(theirs, len(ours)):  # no room for these: loading will say so
+        state.update({f"{prefix}{index}.{rest}": tensor for rest, tensor in layer.items()})
 
 
 def fit_linear_attention(model: nn.Module, state: dict[str, Tensor]) -> None:

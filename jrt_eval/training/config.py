@@ -23,7 +23,9 @@ class Objective:
 
     boundary: count also position M-1, which predicts token M. The paper's NTP starts at position M; but a prompt that
     was padded to exactly M tokens is answered by position M-1, so models that learn from prompts want it.
+    tail: batches shorter than M + tail have an encoder of all their positions but so many (0: M always).
     context_weight: weight of tokens that no answer contains, for rows that say what their answers are (1: all alike).
+    per_row: every row weighs the same, however many of its tokens count.
     """
 
     kind: str = "ntp"
@@ -31,7 +33,9 @@ class Objective:
     mask_probability: float = 0.15
     mask_token_id: int = 50263
     boundary: bool = False
+    tail: int = 0
     context_weight: float = 1.0
+    per_row: bool = False
 
 
 @dataclass
@@ -81,6 +85,7 @@ class Optimizer:
 class Config:
     """A training run. `model` is a config.json in the released form (spec/models.md), as a mapping.
 
+    curriculum: the share of the steps over which the data's lengths come in, the shortest first (0: all from the start).
     init_from: a checkpoint folder whose weights the run starts with; a JRT-RNN may start from a Based model.
     """
 
@@ -94,6 +99,7 @@ class Config:
     validation: Data | None = None
     validate_every: int = 500
     validation_batches: int = 8
+    curriculum: float = 0.0
     objective: Objective = field(default_factory=Objective)
     optimizer: Optimizer = field(default_factory=Optimizer)
     precision: str = "bf16"
@@ -137,6 +143,8 @@ class Config:
                 raise UserError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if self.micro_batch is not None and (self.micro_batch < 1 or self.batch_size % self.micro_batch):
             raise UserError(f"micro_batch: {self.micro_batch} does not divide batch_size {self.batch_size}")
+        if not 0 <= self.curriculum <= 1:
+            raise UserError(f"curriculum: a share of the steps, from 0 to 1, got {self.curriculum}")
         window = self.model.get("max_position_embeddings") or self.model.get("n_positions") or 0
         longest = max(self.data.lengths)
         if window and longest > window:

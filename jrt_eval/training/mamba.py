@@ -79,7 +79,7 @@ class _Layer(nn.Module):
 
 
 class MambaLM(nn.Module):
-    """Built from a mamba_ssm config.json (spec/models.md); `logits(input_ids)` is the training forward."""
+    """Built from a mamba_ssm config.json (spec/models.md); the training forward is `logits(hidden(ids)[0])`."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -116,10 +116,14 @@ class MambaLM(nn.Module):
             with torch.no_grad():
                 mixer.out_proj.weight /= math.sqrt(len(layers))
 
-    def logits(self, input_ids: Tensor) -> Tensor:
-        """(batch, length) -> (batch, length, vocabulary rows)."""
+    def hidden(self, input_ids: Tensor) -> tuple[Tensor, None]:
+        """What the head reads, (batch, length, d); there is no state to go on from."""
         x: Tensor = self.backbone.embedding(input_ids).float()  # type: ignore[operator]
         for layer in self.backbone.layers:  # type: ignore[union-attr]
             x = layer(x)
-        out: Tensor = self.lm_head(self.backbone.norm_f(x))  # type: ignore[operator]
-        return out
+        return self.backbone.norm_f(x), None  # type: ignore[operator]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The head over `hidden`'s output, float32, padding rows of the vocabulary included."""
+        out: Tensor = self.lm_head(x)
+        return out.float()

@@ -26,23 +26,18 @@ class Sums(NamedTuple):
 
 
 class Trainable(nn.Module):
-    """A model with its loss. `encoder` is M for the JRT objective; NTP counts from `first_position` on."""
+    """A model with its loss. A model with a prefix encoder is told its left padding and what it encodes."""
 
-    def __init__(self, model: nn.Module, encoder: int | None = None, first_position: int = 0) -> None:
+    def __init__(self, model: nn.Module, *, encoder: bool = False) -> None:
         super().__init__()
         self.model = model
         self.encoder = encoder
-        self.first_position = first_position
 
-    def logits(self, inputs: Tensor, left_pads: Tensor) -> Tensor:
-        """(batch, length) -> (batch, length, vocabulary rows), float32."""
-        if self.encoder is not None:
-            out: Tensor = self.model(inputs, pads=left_pads).logits
-        elif hasattr(self.model, "backbone"):
-            out = self.model.logits(inputs)  # type: ignore[operator]
-        else:
-            out = self.model(inputs).logits
-        return out.float()
+    def hidden(self, inputs: Tensor, left_pads: Tensor, encoder_lengths: Tensor) -> Tensor:
+        """What the head reads, (batch, length, d)."""
+        prefix = {"pads": left_pads, "encoder_lengths": encoder_lengths} if self.encoder else {}
+        x: Tensor = self.model.hidden(inputs, **prefix)[0]  # type: ignore[operator]
+        return x
 
     def forward(
         self,
@@ -51,25 +46,30 @@ class Trainable(nn.Module):
         weights: Tensor,
         masked: Tensor,
         left_pads: Tensor,
+        encoder_lengths: Tensor,
         answers: Tensor | None = None,
     ) -> Sums:
-        """Sums over a batch; all arguments (batch, length) but left_pads (batch,). `answers` asks for accuracy."""
-        logits = self.logits(inputs, left_pads)
-        first = self.first_position
-        ntp = _weighted(logits[:, first:], labels[:, first:], weights[:, first:])
-        mlm = logits.new_zeros(())
-        if self.encoder is not None:
-            region = masked[:, : self.encoder]
-            mlm = _weighted(logits[:, : self.encoder], region, (region != IGNORE).to(logits.dtype))
+        """Sums over a batch; arguments (batch, length), left_pads and encoder_lengths (batch,). `answers`: accuracy too.
+
+        The head, the costliest layer of a small model, is applied only where something is owed.
+        """
+        x = self.hidden(inputs, left_pads, encoder_lengths)
+        owed, hidden = weights > 0, masked != IGNORE
+        logits = self.model.logits(x[owed])  # type: ignore[operator]
+        ntp = _weighted(logits, labels[owed], weights[owed])
+        mlm = ntp.new_zeros(())
+        if self.encoder:
+            targets = masked[hidden]
+            mlm = _weighted(self.model.logits(x[hidden]), targets, torch.ones_like(targets))  # type: ignore[operator]
         if answers is None:
             return Sums(ntp, mlm)
-        right = (logits.argmax(-1) == labels) | ~answers
-        return Sums(ntp, mlm, (right & answers).sum(), (right.all(1) & answers.any(1)).sum())
+        right = torch.zeros_like(owed).masked_scatter(owed, logits.argmax(-1) == labels[owed]) & answers
+        return Sums(ntp, mlm, right.sum(), ((right == answers).all(1) & answers.any(1)).sum())
 
 
 def _weighted(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORE)
-    return (losses * weights.flatten()).sum()
+    """logits (n, vocabulary), labels and weights (n,)."""
+    return (F.cross_entropy(logits, labels, reduction="none") * weights).sum()
 
 
 def is_mamba(config: Mapping[str, Any]) -> bool:

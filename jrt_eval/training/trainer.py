@@ -35,11 +35,13 @@ _FREE |= {"validate_every", "validation_batches", "validation", "micro_batch", "
 def layout_of(config: Config) -> Layout:
     objective = config.objective
     if objective.kind == "ntp":
-        return Layout(context_weight=objective.context_weight)
+        return Layout(context_weight=objective.context_weight, per_row=objective.per_row)
     return Layout(
         encoder=encoder_length(config.model),
         boundary=objective.boundary,
+        tail=objective.tail,
         context_weight=objective.context_weight,
+        per_row=objective.per_row,
         mask_probability=objective.mask_probability,
         mask_token=objective.mask_token_id,
     )
@@ -65,12 +67,13 @@ def train(config: Config, *, progress: bool = True) -> Path:
 
     rows = open_rows(config.data, config.tokenizer, Path(config.cache))
     layout = layout_of(config)
-    plan = Plan(rows, config.data.lengths, config.batch_size, layout, config.seed)
+    opening = round(config.curriculum * config.steps)
+    plan = Plan(rows, config.data.lengths, config.batch_size, layout, config.seed, opening)
     model = build_model(config.model, config.backend, config.seed)
     if config.init_from is not None:
         checkpoint.load_weights(Path(config.init_from), model, start=True)
     _check_vocabulary(rows, model)
-    trainable = Trainable(model, layout.encoder, layout.first_position).to(device)
+    trainable = Trainable(model, encoder=layout.encoder is not None).to(device)
     optimizer = make_optimizer(trainable, config.optimizer, device)
 
     root = output / "checkpoints"
@@ -167,7 +170,7 @@ def train(config: Config, *, progress: bool = True) -> Path:
                         optimizer,
                         config.model,
                         tokenizer,
-                        {"config": _identity(config), "epoch": step // plan.per_epoch, "batch": step % plan.per_epoch},
+                        {"config": _identity(config), **plan.position(step)},
                         config.keep,
                     )
                 accelerator.wait_for_everyone()
@@ -215,6 +218,7 @@ def _tensors(batch: Batch, rows: Any, device: torch.device) -> dict[str, Tensor]
         "weights": batch.weights,
         "masked": batch.masked,
         "left_pads": batch.left_pads,
+        "encoder_lengths": batch.encoder_lengths,
     }
     return {name: torch.from_numpy(array[rows]).to(device, non_blocking=True) for name, array in arrays.items()}
 

@@ -136,6 +136,7 @@ def test_mistakes_are_one_line_each(place: Path, tmp_path: Path) -> None:
         (damaged("shape", lambda t: t.update({norm: torch.ones(7)})), "", f"{norm} has shape (7,), expected (48,)"),
         (large, "", "256 rows in its vocabulary, the tokenizer"),
         ("hazyresearch/no-such-checkpoint", "", "the Hugging Face hub cannot be reached"),
+        ("mini-atn", "", "did you mean 'mini-attn'"),
         (tmp_path / "nowhere", "", "no folder"),
         (hostile, "", "mixer names 'os.system', known mixers are"),
         (damaged("pickle", lambda t: {norm: Hostile(tmp_path / "owned")}), "", "holds more than tensors"),

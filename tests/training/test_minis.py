@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
-from jrt_eval import minis
+from jrt_eval import load_model, minis
 from jrt_eval.plugin import task_folder
-from jrt_eval.synthetics.documents import evaluation_rows
+from jrt_eval.synthetics.documents import EVALUATION_SHAPE, evaluation_rows, make_document, prompt
+from jrt_eval.training.rows import load_tokenizer
 
 
 def test_there_are_four_and_they_are_small() -> None:
@@ -18,8 +20,8 @@ def test_there_are_four_and_they_are_small() -> None:
         assert folder is not None, f"{name} is not there"
         sizes.append(sum(path.stat().st_size for path in folder.iterdir()))
         assert (folder / "README.md").is_file()
-    assert max(sizes) < 4.3e6
-    assert sum(sizes) < 16e6
+    assert max(sizes) < 4.3 * 2**20
+    assert sum(sizes) < 16 * 2**20
 
 
 def test_the_task_holds_what_the_generator_makes() -> None:
@@ -27,20 +29,51 @@ def test_the_task_holds_what_the_generator_makes() -> None:
     assert [json.loads(line) for line in lines] == list(evaluation_rows(len(lines)))
 
 
-# Intervals of 16 documents, wide enough for any platform's arithmetic: attention misses at most one in ten of all
-# documents, JRT-RNN and Based at most one in four, Mamba two to nine in ten.
+# Intervals of 16 documents, wide enough for any platform's arithmetic. Of all 160 attention answers all, JRT-RNN 93%, Based
+# 77% once and 97% twice, Mamba about half.
 @pytest.mark.parametrize(
-    ("name", "low", "high"), [("mini-attn", 0.85, 1.0), ("mini-jrt", 0.7, 1.0), ("mini-mamba", 0.1, 0.8)]
+    ("name", "task", "low", "high"),
+    [
+        ("mini-attn", "jrt_mini", 0.9, 1.0),
+        ("mini-jrt", "jrt_mini", 0.75, 1.0),
+        ("mini-based", "jrt_mini", 0.5, 0.95),
+        ("mini-based", "jrt_mini_twice", 0.85, 1.0),
+        ("mini-mamba", "jrt_mini", 0.15, 0.85),
+    ],
 )
-def test_a_mini_answers_as_its_card_says(name: str, low: float, high: float) -> None:
+def test_a_mini_answers_as_its_card_says(name: str, task: str, low: float, high: float) -> None:
     import lm_eval
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=[str(task_folder())], include_defaults=False)
     out = lm_eval.simple_evaluate(
-        "jrt", model_args=f"pretrained={name}", tasks=["jrt_mini"], task_manager=manager, limit=16, batch_size=8,
+        "jrt", model_args=f"pretrained={name}", tasks=[task], task_manager=manager, limit=16, batch_size=8,
         device="cpu",
     )  # fmt: skip
     assert out is not None
-    score = out["results"]["jrt_mini"]["contains,none"]
+    score = out["results"][task]["contains,none"]
     assert low <= score <= high
+
+
+@pytest.mark.slow
+def test_based_reads_with_the_question_in_mind() -> None:
+    """Reading twice helps Based because it heeds the question in front: with another one there, it fails."""
+    model = load_model("mini-based", device="cpu")
+    tokenizer = load_tokenizer("mini")
+
+    def right(asked: int) -> int:
+        """Of 16 documents, how many are answered if the question in front is `asked` keys off the one at the end."""
+        count = 0
+        for index in range(16):
+            document = make_document("evaluation", 3, index, EVALUATION_SHAPE)
+            keys = list(document.facts)
+            key, other = keys[index], keys[(index + asked) % len(keys)]
+            text = prompt(document.text, key, asked=True, readings=2)
+            text = text.replace(f"Information about {key}.", f"Information about {other}.", 1)
+            ids = torch.tensor([tokenizer(text)["input_ids"]])
+            out = model.generate(ids, max_new_tokens=8)[0, ids.shape[1] :]
+            count += document.facts[key] in tokenizer.decode(out)
+        return count
+
+    assert right(asked=0) >= 13
+    assert right(asked=14) <= 10

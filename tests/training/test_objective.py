@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,8 +22,11 @@ class _Table(nn.Module):
         super().__init__()
         self.table = nn.Parameter(table.log())
 
-    def forward(self, inputs: Tensor, pads: Tensor | None = None) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.table.expand(len(inputs), -1, -1))
+    def hidden(self, inputs: Tensor, **_: Tensor) -> tuple[Tensor, None]:
+        return self.table.expand(len(inputs), -1, -1), None
+
+    def logits(self, x: Tensor) -> Tensor:
+        return x
 
 
 def _rows(*rows: tuple[list[int], list[int], int]) -> Rows:
@@ -52,12 +54,13 @@ def test_the_jrt_loss_by_hand() -> None:
     assert batch.labels.tolist() == [[IGNORE, IGNORE, IGNORE, 4, 0]]
     masked = torch.full((1, 5), IGNORE)
     masked[0, 1] = row[1]
-    sums = Trainable(_Table(table), encoder=3, first_position=3)(
+    sums = Trainable(_Table(table), encoder=True)(
         inputs=torch.from_numpy(batch.inputs),
         labels=torch.from_numpy(batch.labels),
         weights=torch.from_numpy(batch.weights),
         masked=masked,
         left_pads=torch.from_numpy(batch.left_pads),
+        encoder_lengths=torch.from_numpy(batch.encoder_lengths),
     )
     ntp = -(math.log(0.4) + math.log(0.7)) / 2
     mlm = -math.log(0.5)
@@ -105,6 +108,40 @@ def test_the_plan_visits_every_row_once_an_epoch() -> None:
     first = [plan.batch(i)[1].tolist() for i in range(10)]
     assert first[:5] != first[5:]
     assert [plan.batch(i)[1].tolist() for i in range(10)] == first
+
+
+def test_short_rows_come_first() -> None:
+    rows = _rows(*([([1] * n, [0] * n, 0) for n in [5] * 16 + [9] * 16 + [17] * 16]))
+    plan = Plan(rows, [4, 8, 16], batch_size=4, layout=Layout(), seed=1, opening=60)
+    lengths = [plan.batch(i)[0] for i in range(60)]
+    assert set(lengths[:20]) == {4}
+    assert set(lengths[20:40]) == {4, 8}
+    assert set(lengths[40:]) == {4, 8, 16}
+    seen = [int(i) for number in range(60, 72) for i in plan.batch(number)[1]]
+    assert sorted(seen) == list(range(48))  # then come whole epochs
+    again = Plan(rows, [4, 8, 16], batch_size=4, layout=Layout(), seed=1, opening=60)
+    assert all((again.batch(i)[1] == plan.batch(i)[1]).all() for i in (3, 59, 70))
+
+
+def test_a_short_batch_has_a_short_encoder() -> None:
+    rows = _rows(
+        ([1, 2, 3, 4, 5], [0, 0, 0, 1, 1], 3), ([1] * 9 + [2], [0] * 9 + [1], 9), ([1] * 18, [0] * 17 + [1], 17)
+    )
+    layout = Layout(encoder=12, boundary=True, tail=3, context_weight=0.0)
+    plan = Plan(rows, [8, 16, 20], batch_size=1, layout=layout, seed=0)
+    assert plan.buckets.tolist() == [0, 1, 2]  # the last prompt is longer than M: its question is not encoded
+    short = collate(rows, np.asarray([0]), 8, layout, seed=None)
+    assert short.encoder_lengths.tolist() == [5]
+    assert short.left_pads.tolist() == [2]
+    assert short.labels[0, 4:6].tolist() == [4, 5]
+    assert collate(rows, np.asarray([1]), 16, layout, seed=None).encoder_lengths.tolist() == [12]
+
+
+def test_rows_may_weigh_the_same() -> None:
+    rows = _rows(([1, 2, 3, 4, 5], [0, 0, 1, 1, 1], 2), ([1, 2, 3, 4, 5], [0, 0, 0, 0, 1], 4))
+    batch = collate(rows, np.asarray([0, 1]), 4, Layout(context_weight=0.0, per_row=True), seed=None)
+    assert batch.weights.sum(1).tolist() == pytest.approx([1, 1])
+    assert batch.weights[0].tolist() == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3])
 
 
 def test_text_is_cut_into_windows(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,9 +54,9 @@ def test_a_checkpoint_is_what_the_adapter_loads(tmp_path: Path, family: str) -> 
     mine = build_model(config.model, "torch", 0)
     checkpoint.load_weights(folder, mine)
     ids = torch.randint(0, 56, (2, 24))
-    trainable = Trainable(mine, encoder=16 if family == "jrt" else None)
+    trainable = Trainable(mine, encoder=family == "jrt")
     with torch.no_grad():
-        expected = trainable.logits(ids, torch.zeros(2, dtype=torch.int64))
+        expected = mine.logits(trainable.hidden(ids, torch.zeros(2, dtype=torch.int64), torch.full((2,), 16)))  # type: ignore[operator]
         got = load_model(str(folder), dtype="float32")(ids).logits
     torch.testing.assert_close(got[..., :250].float(), expected[..., :250], atol=2e-5, rtol=1e-4)
     exported = load_model(str(Path(config.output) / "model"))
@@ -103,6 +104,34 @@ def test_a_killed_run_resumes_to_the_same_losses(tmp_path: Path) -> None:
     assert losses(killed) == losses(unbroken)
     ours, theirs = (checkpoint.existing(Path(c.output) / "checkpoints")[-1] for c in (killed, unbroken))
     assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_resume(tmp_path: Path) -> None:
+    alone = tiny(tmp_path, "jrt", output=str(tmp_path / "alone"), steps=6)
+    train(alone, progress=False)
+    together = tiny(tmp_path, "jrt", output=str(tmp_path / "together"), steps=6)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content(tmp_path, "jrt", output=together.output, steps=6)))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, "-m", "jrt_eval", "train", str(path)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=120)
+
+    first = run()
+    assert first.returncode == 0, first.stderr
+    expected = [float(loss) for loss in losses(alone).values()]
+    assert [float(loss) for loss in losses(together).values()] == pytest.approx(expected, rel=1e-4)
+    last, previous = reversed(checkpoint.existing(Path(together.output) / "checkpoints"))
+    shutil.rmtree(last)
+    second = run()
+    assert second.returncode == 0, second.stderr
+    assert checkpoint.step_of(previous) == 3
+    assert [float(loss) for loss in losses(together).values()] == pytest.approx(expected, rel=1e-4)
+    refused = run("--set", "batch_size=7", "--set", f"output={tmp_path / 'refused'}")
+    assert "batch_size 7 does not split over 2 processes" in refused.stderr
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,6 +261,24 @@ def test_starting_weights_may_have_another_feature_dim(tmp_path: Path, family: s
     torch.testing.assert_close(logits(6), same, atol=1e-5, rtol=1e-4)
     errors = [float((logits(dim) - same).norm()) for dim in (3, 2, 1)]
     assert 0 < errors[0] < errors[1] < errors[2]
+
+
+def test_a_deeper_model_begins_as_the_one_it_starts_from(tmp_path: Path) -> None:
+    from jrt_eval.training.objective import build_model
+
+    folder = train(tiny(tmp_path, "based", steps=3), progress=False)
+    wanted = tiny(tmp_path, "based").model | {"n_layer": 4, "alt_mixer_layers": [1, 2], "alt_mixer_2_layers": [3]}
+    deeper = build_model(wanted, "torch", 1)
+    with pytest.raises(UserError, match="does not fit"):
+        checkpoint.load_weights(folder, deeper)
+    checkpoint.load_weights(folder, deeper, start=True)
+    ids = torch.randint(0, 56, (2, 24))
+    with torch.no_grad():
+        expected = load_model(str(folder), dtype="float32")(ids).logits
+        torch.testing.assert_close(deeper(ids).logits, expected, atol=2e-5, rtol=1e-4)
+    other = build_model(wanted | {"alt_mixer_layers": [], "alt_mixer_2_layers": [3]}, "torch", 1)
+    with pytest.raises(UserError, match="does not fit"):
+        checkpoint.load_weights(folder, other, start=True)
 
 
 def test_starting_weights_may_have_more_states(tmp_path: Path) -> None:

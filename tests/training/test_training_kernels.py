@@ -127,4 +127,6 @@ def test_mamba_is_that_of_transformers() -> None:
     theirs.load_state_dict(state)
     ids = torch.randint(0, 250, (2, 50))
     with torch.no_grad():
-        torch.testing.assert_close(mine.logits(ids), theirs(ids, use_cache=False).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            mine.logits(mine.hidden(ids)[0]), theirs(ids, use_cache=False).logits, atol=1e-4, rtol=1e-4
+        )
