@@ -52,7 +52,7 @@ def segments(rows: int, length: int, processors: int) -> int:
     Two blocks fit on a multiprocessor; one round of them, and four chunks or more for each, was fastest at every size that was measured.
     Cutting costs a second pass over all keys and values but the last part's.
     """
-    return max(1, min(2 * processors // rows, length // (4 * CHUNK)))
+    return max(1, min(2 * processors // max(1, rows), length // (4 * CHUNK)))
 
 
 def _fast(v: Tensor, dim: int, decay: Tensor | None) -> bool:
