@@ -68,7 +68,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
     (the published numbers: float32 weights, bfloat16 autocast). max_length: tokens of context and continuation
     together. short_prompt: what JRT-RNN does with a prompt shorter than its encoder: left_pad, read_twice or iterate.
     backend: kernels to use. arch: overrides the family that config.json says. cuda_graphs: decode JRT and Based models
-    through CUDA graphs, on a GPU (off until it has been seen to run on one).
+    through CUDA graphs, on a GPU.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         trust_remote_code: bool | str = False,
         add_bos_token: bool | str | None = None,
         prefix_token_id: int | str | None = None,
-        cuda_graphs: bool | str = False,
+        cuda_graphs: bool | str = True,
         **unknown: Any,
     ) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The gradients of the linear operators in plain PyTorch, for a GPU.
+"""The gradients of the linear operators in plain PyTorch: what a GPU takes where Triton is missing, and `causal_dot_product` anywhere.
 
 They walk over segments of a sequence, forward for the queries' gradients and back for the others', and hold features and scores of one
 segment at a time: memory is linear in length. Inside a segment chunks are one more dimension of the tensors, so that a GPU gets large

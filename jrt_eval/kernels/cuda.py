@@ -3,8 +3,8 @@
 16-bit inputs of feature dims to 16 and head dims to 128 go over the tensor cores, with features rounded to bfloat16 and sums in
 float32: bfloat16 of feature dim 16 on a Hopper GPU by a kernel of its own, the others by one for any GPU. float32 inputs, wider
 features and decay take an exact, slower kernel. Sliding windows are PyTorch's fused attention (`windows`); sizes that none of the kernels
-holds take the PyTorch reference, and so do gradients with decay and of convolutions. Other gradients are PyTorch's over segments
-(`backward`). Arguments have been checked in `api`.
+holds take the PyTorch reference, and so do gradients with decay and of convolutions. Other gradients are Triton kernels
+(`backward_triton`), or PyTorch (`backward`) where there is no Triton. Arguments have been checked in `api`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ GENERIC, TENSOR_CORES, HOPPER = 0, 1, 2  # csrc/cuda/args.hpp's kernels
 HOPPER_COLUMNS = 64  # of a head, per block
 NOWHERE = (0, 0, 0, 0, 0)  # a tensor that is not given
 STEP_FEATURE_DIM, STEP_HEAD_DIM = 32, 256  # what the decode step holds
+TRITON_FEATURE_DIM, TRITON_SINGLE_FEATURE_DIM, TRITON_HEAD_DIM = 32, 16, 256  # what the backward kernels hold
 
 _c: Any = compiled.cuda_module()
 _grad_enabled = torch.is_grad_enabled
@@ -116,11 +117,7 @@ def _linear(
     if kernel != GENERIC:
         rows = batch * heads * (-(-head_dim // HOPPER_COLUMNS) if kernel == HOPPER else 1)
         parts = segments(rows, length, _facts(v.device.index)[0])
-    if (
-        k_enc is not None
-        and v_enc is not None
-        and (kernel != HOPPER or parts > 1 or not k_enc.numel() or not v.numel())
-    ):
+    if k_enc is not None and v_enc is not None and (kernel != HOPPER or parts > 1 or not k_enc.numel() or not v.numel()):
         _, kv, k_sum, _ = _linear(None, k_enc, v_enc, None, None, mask_enc, None, True, False)
         k_enc = v_enc = mask_enc = None
     y = v.new_empty(v.shape if q is not None else (0,))
@@ -188,6 +185,23 @@ def _causal_product(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None) -> tu
     return y, kv
 
 
+@cache
+def _triton() -> Any:
+    """The backward kernels, or None without Triton."""
+    try:
+        from jrt_eval.kernels import backward_triton
+    except ImportError:
+        return None
+    return backward_triton
+
+
+def _gradients(k: Tensor, v: Tensor) -> Any:
+    """The module that computes Taylor linear attention's gradients for these sizes."""
+    most = TRITON_SINGLE_FEATURE_DIM if v.dtype == torch.float32 else TRITON_FEATURE_DIM
+    small = k.shape[-1] <= most and v.shape[-1] <= TRITON_HEAD_DIM
+    return (_triton() if small else None) or backward
+
+
 def _taylor_prefill_backward(
     q: Tensor,
     k: Tensor,
@@ -206,14 +220,17 @@ def _taylor_prefill_backward(
         raise UserError(
             "taylor_prefill has no compiled gradient with decay; call jrt_eval.kernels.taylor_linear_attention"
         )
-    found = backward.taylor_backward(q, k, v, kv, k_sum, mask, y, denominator, grad_y, grad_kv, grad_k_sum)
+    with torch.cuda.device(v.device):
+        found = _gradients(k, v).taylor_backward(q, k, v, kv, k_sum, mask, y, denominator, grad_y, grad_kv, grad_k_sum)
     return tuple(x.contiguous() for x in found)
 
 
 def _taylor_encode_backward(
     k: Tensor, v: Tensor, mask: Tensor | None, grad_kv: Tensor, grad_k_sum: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return backward.encode_backward(k, v, mask, grad_kv, grad_k_sum)
+    with torch.cuda.device(v.device):
+        gk, gv = _gradients(k, v).encode_backward(k, v, mask, grad_kv, grad_k_sum)
+    return gk, gv
 
 
 def _causal_product_backward(

@@ -407,14 +407,14 @@ def load_model(
     arch: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
-    cuda_graphs: bool = False,
+    cuda_graphs: bool = True,
 ) -> nn.Module:
     """Load a checkpoint by folder or hub id, in evaluation mode.
 
     device: None takes cuda where it is. dtype: "auto" keeps the file's. backend: of the kernels ("auto", "torch",
     "cpu", "cuda", "fla").
     arch: jrt, based, attn, mamba, mamba2, transformers or fla, where config.json should not decide.
-    cuda_graphs: decode JRT and Based models through CUDA graphs, on a GPU (off until it has been seen to run on one).
+    cuda_graphs: decode JRT and Based models through CUDA graphs, on a GPU.
 
     The module's call takes input_ids (batch, length) and returns an object with `.logits` (batch, length,
     vocabulary), padding rows of the vocabulary included; `.generate(input_ids, max_new_tokens=...)` returns prompt

@@ -20,7 +20,7 @@ from jrt_eval.errors import UserError
 from jrt_eval.models.config import ModelConfig, parse_config
 from jrt_eval.models.generation import Generation, SamplingConfig, StopTest, generate, right_padded
 from jrt_eval.models.graphs import Graphs, Step
-from jrt_eval.models.layers import MLP, LayerNorm, RMSNorm
+from jrt_eval.models.layers import MLP, LayerNorm, RMSNorm, add_norm
 from jrt_eval.models.mixers import (
     At,
     KVState,
@@ -119,7 +119,7 @@ class JRTModel(nn.Module):
         self.raw_config = dict(raw)
         self.backend = backend
         self.source = ""  # where its weights came from
-        self.cuda_graphs = False  # decode through CUDA graphs, on a GPU
+        self.cuda_graphs = True  # decode through CUDA graphs, on a GPU
         self._graphs = Graphs()
         self.revision: str | None = None
         inner = config.inner() if inner is None else inner
@@ -153,6 +153,11 @@ class JRTModel(nn.Module):
     def _layers(self) -> list[Any]:
         layers: Any = self.transformer.layers
         return list(layers)
+
+    @property
+    def _norms(self) -> list[Any]:
+        """What each layer's mixer reads through, and the head."""
+        return [*(layer.norm1 for layer in self._layers), self.transformer.ln_f]
 
     @property
     def device(self) -> torch.device:
@@ -230,15 +235,16 @@ class JRTModel(nn.Module):
         r = self._embed(input_ids, at)
         decay = self._decay()
         states: list[Any] = []
+        norms = self._norms
+        x = norms[0](r)
         for i, layer in enumerate(self._layers):
             extra = {"decay": decay} if getattr(layer.mixer, "decay_proj", None) is not None else {}
-            y, new = layer.mixer(layer.norm1(r), None if state is None else state.layers[i], at, **extra)
+            y, new = layer.mixer(x, None if state is None else state.layers[i], at, **extra)
             states.append(new)
-            r = r + y
-            r = r + layer.mlp(layer.norm2(r))
+            r, x = add_norm(r, y, layer.norm2)
+            r, x = add_norm(r, layer.mlp(x), norms[i + 1])
         seen = counts if state is None else state.length + counts
-        ln_f: Any = self.transformer.ln_f
-        return ln_f(r), ModelState(states, seen.clone())
+        return x, ModelState(states, seen.clone())
 
     @torch.no_grad()
     def step(self, tokens: Tensor, state: ModelState) -> Tensor:
@@ -248,13 +254,14 @@ class JRTModel(nn.Module):
         at = At(state.length[:, None].clone(), backend=self.backend)
         r = self._embed(tokens[:, None], at)[:, 0]
         decay = self._decay()
-        for layer, held in zip(self._layers, state.layers, strict=True):
+        norms = self._norms
+        x = norms[0](r)
+        for i, (layer, held) in enumerate(zip(self._layers, state.layers, strict=True)):
             extra = {"decay": decay} if getattr(layer.mixer, "decay_proj", None) is not None else {}
-            r = r + layer.mixer.step(layer.norm1(r), held, at, **extra)
-            r = r + layer.mlp(layer.norm2(r))
+            r, x = add_norm(r, layer.mixer.step(x, held, at, **extra), layer.norm2)
+            r, x = add_norm(r, layer.mlp(x), norms[i + 1])
         state.length.add_(1)
-        ln_f: Any = self.transformer.ln_f
-        return self.logits(ln_f(r))
+        return self.logits(x)
 
     @property
     def runs_ahead(self) -> bool:

@@ -21,19 +21,20 @@ class Case:
     masked: bool = False
     state: bool = False
     dtype: torch.dtype = torch.float32
+    shortest: int = 512  # tokens in a part, at least
 
 
 CASES = {
     "one token": Case(1, 16, 64),
     "no token": Case(0, 16, 64, state=True),
     "two chunks": Case(50, 16, 64, masked=True),
-    "in parts": Case(130, 16, 64, batch=1, state=True, masked=True),
-    "in parts, no state": Case(70, 16, 20, batch=1),
+    "in parts": Case(130, 16, 64, batch=1, state=True, masked=True, shortest=32),
+    "in parts, no state": Case(70, 16, 20, batch=1, shortest=16),
     "small": Case(40, 5, 15, state=True, masked=True),
     "wide": Case(40, 32, 17, batch=1, masked=True),
     "wide, bfloat16": Case(40, 32, 17, batch=1, state=True, dtype=torch.bfloat16),
     "wide values": Case(35, 7, 128, batch=1, state=True),
-    "bfloat16": Case(130, 16, 64, batch=1, state=True, masked=True, dtype=torch.bfloat16),
+    "bfloat16": Case(130, 16, 64, batch=1, state=True, masked=True, dtype=torch.bfloat16, shortest=64),
     "float16": Case(70, 16, 64, batch=1, dtype=torch.float16),
 }
 

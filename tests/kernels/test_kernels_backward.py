@@ -1,6 +1,11 @@
-"""The backward passes that a GPU takes, which are PyTorch's and run anywhere."""
+"""The backward passes of a GPU: in PyTorch, and as Triton kernels, which Triton's interpreter runs where there is no GPU."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import kernel_oracle as oracle
 import pytest
@@ -47,8 +52,26 @@ def test_causal_product_in_pytorch(length: int, stateful: bool, monkeypatch: pyt
         assert oracle.error(mine, theirs) < 1e-12
 
 
+def test_triton_kernels_on_the_processor() -> None:
+    pytest.importorskip("triton")
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, str(here / "triton_on_a_cpu.py")], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(CASES)
+    for line, (name, case) in zip(lines, CASES.items(), strict=True):
+        found = [float(x) for x in line.removeprefix(name).split()]
+        assert len(found) == (7 if case.state else 5)
+        assert max(found) < bound(case), line
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
-@pytest.mark.parametrize("name", CASES)
-def test_on_a_gpu(name: str) -> None:
-    found = errors(backward, CASES[name], "cuda")
-    assert max(found, default=0) < bound(CASES[name]), found
+@pytest.mark.parametrize("name", [name for name in CASES if name != "wide"])  # wider than `cuda` gives them in float32
+def test_triton_kernels_on_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backward_triton = pytest.importorskip("jrt_eval.kernels.backward_triton")
+    monkeypatch.setattr(backward_triton, "SHORTEST", CASES[name].shortest)
+    found = errors(backward_triton, CASES[name], "cuda")
+    assert max(found) < bound(CASES[name]), found

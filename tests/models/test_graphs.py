@@ -52,8 +52,8 @@ def ahead(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("family", RECURRENT)
 def test_tokens_and_scores_are_those_of_plain_steps(family: str, ahead: None) -> None:
     model, plain = tiny(family), tiny(family)
+    plain.cuda_graphs = False
     recorder = Recorder()
-    model.cuda_graphs = True
     model._graphs = Graphs(recorder)
     for prompts, options in (
         (PROMPTS, {}),
@@ -83,7 +83,6 @@ def test_running_ahead_changes_nothing(ahead: None) -> None:
 
 def test_what_is_recorded_when(ahead: None) -> None:
     model, recorder = tiny("jrt"), Recorder()
-    model.cuda_graphs = True
     model._graphs = Graphs(recorder)
     generated(model, PROMPTS, graphs_module.WORTH_RECORDING)  # one step less
     assert recorder.recordings == 0
@@ -101,7 +100,6 @@ def test_what_is_recorded_when(ahead: None) -> None:
     assert recorder.recordings == 6
     assert recorder.replays > before
     softmax = tiny("attn")
-    softmax.cuda_graphs = True
     softmax._graphs = Graphs(recorder)
     generated(softmax, PROMPTS)
     assert recorder.recordings == 6
@@ -110,7 +108,6 @@ def test_what_is_recorded_when(ahead: None) -> None:
 
 def test_inference_mode_and_without(ahead: None) -> None:
     model = tiny("based")
-    model.cuda_graphs = True
     model._graphs = Graphs(Recorder())
     with torch.inference_mode():
         first = generated(model, PROMPTS).tokens
@@ -123,7 +120,7 @@ def test_a_failed_recording_is_logged_once(ahead: None, caplog: pytest.LogCaptur
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
 
     model, plain = tiny("jrt"), tiny("jrt")
-    model.cuda_graphs = True
+    plain.cuda_graphs = False
     model._graphs = Graphs(fails)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):

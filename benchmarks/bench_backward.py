@@ -1,0 +1,70 @@
+"""Forward and backward pass of one layer's linear attention on a GPU, and the memory they take beyond inputs and gradients.
+
+bfloat16, 16 heads, feature dim 16, head dim 64. Beside the compiled forward pass with the Triton backward pass: the same with the
+PyTorch backward pass, and `parallel`, the form that training takes elsewhere. Usage: python benchmarks/bench_backward.py
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from jrt_eval.kernels import cuda, taylor_linear_attention
+from jrt_eval.training import parallel
+
+HEADS, FEATURE_DIM, HEAD_DIM = 16, 16, 64
+POINTS = [(8, 2048), (1, 2048), (2, 16384), (16, 8192)]
+
+
+def milliseconds(call: Callable[[], object], rounds: int = 5) -> float:
+    call()
+    times = []
+    for _ in range(rounds):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def point(batch: int, length: int) -> str:
+    q, k, v, g = (
+        torch.randn(batch, length, HEADS, n, device="cuda", dtype=torch.bfloat16)
+        for n in (FEATURE_DIM, FEATURE_DIM, HEAD_DIM, HEAD_DIM)
+    )
+
+    def forward(backend: str) -> torch.Tensor:
+        return taylor_linear_attention(q, k, v, backend=backend)[0]
+
+    line = f"{batch} x {length}: forward {milliseconds(lambda: forward('cuda')):.3f} ms"
+    for x in (q, k, v):
+        x.requires_grad_()
+    kept = cuda._triton
+    for name, backend, module in (
+        ("Triton", "cuda", kept()),
+        ("PyTorch", "cuda", None),
+        ("parallel", parallel.NAME, None),
+    ):
+        cuda._triton = lambda module=module: module  # type: ignore[misc, assignment]
+        try:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            time = milliseconds(lambda backend=backend: torch.autograd.grad(forward(backend), (q, k, v), g))  # type: ignore[misc]
+            line += f"; both, {name} {time:.3f} ms, {(torch.cuda.max_memory_allocated() - before) / 2**20:,.0f} MiB"
+        except torch.OutOfMemoryError:
+            line += f"; {name} out of memory"
+    cuda._triton = kept
+    return line
+
+
+def main() -> None:
+    for batch, length in POINTS:
+        print(point(batch, length), flush=True)
+
+
+if __name__ == "__main__":
+    main()
