@@ -139,7 +139,9 @@ def moved_bytes(operator: str, shape: Shape, point: Point, parts: int, encoder_p
         return tokens * length * (into - 1) // into + 4 * (into - 1) * state
 
     moved = least_bytes(operator, shape, point) + state + cut(point.length, parts)
-    if operator == PREFIX and parts > 1:  # else one launch; the encoder sums in one pass whatever its parts: no token twice
+    if (
+        operator == PREFIX and parts > 1
+    ):  # else one launch; the encoder sums in one pass whatever its parts: no token twice
         moved += 2 * state + 2 * (encoder_parts - 1) * state
     return moved
 

@@ -117,7 +117,11 @@ def _linear(
     if kernel != GENERIC:
         rows = batch * heads * (-(-head_dim // HOPPER_COLUMNS) if kernel == HOPPER else 1)
         parts = segments(rows, length, _facts(v.device.index)[0])
-    if k_enc is not None and v_enc is not None and (kernel != HOPPER or parts > 1 or not k_enc.numel() or not v.numel()):
+    if (
+        k_enc is not None
+        and v_enc is not None
+        and (kernel != HOPPER or parts > 1 or not k_enc.numel() or not v.numel())
+    ):
         _, kv, k_sum, _ = _linear(None, k_enc, v_enc, None, None, mask_enc, None, True, False)
         k_enc = v_enc = mask_enc = None
     y = v.new_empty(v.shape if q is not None else (0,))

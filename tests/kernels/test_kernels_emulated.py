@@ -134,9 +134,7 @@ def test_prefix(emulated: ctypes.CDLL, masked: bool) -> None:
     mask = (torch.rand(1, encoder, generator=g) < 0.7).float() if masked else None
     y, denominator = poison(1, length, heads, f, dtype=torch.bfloat16), poison(1, length, heads)
     sizes = (1, length, encoder, heads, d, n, f, 1, DTYPES[torch.bfloat16], True)
-    args = Linear(
-        *(view(x) for x in (q, k, v, ke, ve)), at(y), at(denominator), 0, 0, 0, 0, 0, at(mask), 0, 0, *sizes
-    )
+    args = Linear(*(view(x) for x in (q, k, v, ke, ve)), at(y), at(denominator), 0, 0, 0, 0, 0, at(mask), 0, 0, *sizes)
     assert emulated.emulated_linear(ctypes.byref(args), HOPPER) == 0
     kept = (ke, ve) if mask is None else tuple(x[:, mask[0] > 0] for x in (ke, ve))
     assert oracle.error(y, oracle.taylor(q, k, v, kept)) < oracle.TOLERANCE[torch.bfloat16]

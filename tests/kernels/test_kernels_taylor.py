@@ -142,7 +142,9 @@ def test_a_prefix_that_does_not_fit_is_named(where: Where) -> None:
     backend, device = where
     q, k, v = inputs(2, 5, 2, 16, 8, device=device)
     _, ke, ve = inputs(2, 7, 2, 16, 9, device=device)
-    with pytest.raises(UserError, match=r"prefix_linear_attention: k_enc \(2, 7, 2, 16\) and v_enc \(2, 7, 2, 9\) differ"):
+    with pytest.raises(
+        UserError, match=r"prefix_linear_attention: k_enc \(2, 7, 2, 16\) and v_enc \(2, 7, 2, 9\) differ"
+    ):
         prefix_linear_attention(q, k, v, ke, ve, backend=backend)
 
 
