@@ -111,6 +111,7 @@ JRT_DEVICE float reciprocal(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+JRT_DEVICE float fast_exp(float x) { return __expf(x); }
 JRT_DEVICE void warp_barrier() { __syncwarp(); }
 JRT_DEVICE uint32_t from_lane(uint32_t x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 JRT_DEVICE uint32_t from_xor(uint32_t x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }

@@ -272,6 +272,7 @@ inline void load_transposed(uint32_t (&r)[4], const void* row) { load_fragments<
 inline void load_transposed(uint32_t (&r)[2], const void* row) { load_fragments<2, true>(r, row); }
 
 inline float reciprocal(float x) { return 1.f / x; }
+inline float fast_exp(float x) { return std::exp(x); }
 inline void warp_barrier() { emulated::exchange(0); }
 inline uint32_t from_lane(uint32_t x, int lane) { return emulated::of_lane<uint32_t>(emulated::exchange(x), lane); }
 inline uint32_t from_xor(uint32_t x, int mask) {

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jrt_eval.kernels import TaylorState, feature_map, num_features, taylor_step
+from jrt_eval.kernels import TaylorState, feature_map, gated_short_conv, num_features, taylor_step
 
 ROOT = Path(__file__).parents[2]
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -44,6 +44,15 @@ class Step(ctypes.Structure):
         *fields("q k v", View),
         *fields("y kv k_sum decay", Pointer),
         *fields("batches heads dim features head_dim", Int),
+        ("dtype", ctypes.c_int),
+    ]
+
+
+class Conv(ctypes.Structure):
+    _fields_ = [
+        *fields("a b", View),
+        *fields("y weight bias state_in state_out lengths", Pointer),
+        *fields("batches length channels width", Int),
         ("dtype", ctypes.c_int),
     ]
 
@@ -156,3 +165,27 @@ def test_step(emulated: ctypes.CDLL, dtype: torch.dtype, d: int, f: int) -> None
     assert oracle.error(y, want) < oracle.TOLERANCE[dtype]
     assert oracle.error(state.kv, want_state.kv) < 1e-6
     assert oracle.error(state.k, want_state.k) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("length", "channels", "width"),
+    [(0, 16, 3), (1, 8, 2), (3, 24, 4), (70, 16, 3), (133, 40, 4), (20, 5, 3), (20, 8, 5)],
+)
+def test_conv(emulated: ctypes.CDLL, length: int, channels: int, width: int, dtype: torch.dtype) -> None:
+    """Channels in whole pieces of 16 bytes and not, runs of tokens and their rests, rows of different lengths."""
+    g = torch.Generator().manual_seed(length)
+    both = torch.randn(2, length, 2 * channels, generator=g).to(dtype)
+    a, b = both.chunk(2, -1)
+    weight = torch.randn(channels, width, generator=g).to(dtype)
+    bias = torch.randn(channels, generator=g).to(dtype)
+    state = torch.randn(2, width - 1, channels, generator=g)
+    lengths = torch.tensor([length, length // 2])
+    want, want_state = gated_short_conv(a, b, weight, bias, state, lengths=lengths, backend="torch")
+    y, state_out = poison(2, length, channels, dtype=dtype), poison(2, width - 1, channels)
+    views = (View(x.data_ptr(), *x.stride()[:2], 0, x.stride(2)) for x in (a, b))
+    where = (at(y), at(weight), at(bias), at(state), at(state_out), at(lengths))
+    args = Conv(*views, *where, 2, length, channels, width, DTYPES[dtype])
+    assert emulated.emulated_conv(ctypes.byref(args)) == 0
+    assert oracle.error(y, want) < oracle.TOLERANCE[dtype]
+    assert torch.equal(state_out, want_state)

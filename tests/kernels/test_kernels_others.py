@@ -126,7 +126,14 @@ def test_window_rows_of_different_lengths(where: Where) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("length", "channels", "width", "biased"),
-    [(0, 8, 3, True), (1, 5, 3, False), (2, 64, 4, True), (100, 130, 3, True)],
+    [
+        (0, 8, 3, True),
+        (1, 5, 3, False),
+        (2, 64, 4, True),
+        (100, 130, 3, True),
+        (203, 2064, 3, True),
+        (65, 48, 2, False),
+    ],
 )
 def test_conv(where: Where, length: int, channels: int, width: int, biased: bool, dtype: torch.dtype) -> None:
     backend, device = where

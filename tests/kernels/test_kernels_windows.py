@@ -26,6 +26,26 @@ def test_blocks(length: int, window: int, dtype: torch.dtype) -> None:
     assert oracle.error(y, oracle.window(q, k, v, window)) < TOLERANCE[dtype]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("window", [1, 17, 129])
+@pytest.mark.parametrize("length", [1, 33, 300])
+def test_flash_on_a_gpu(length: int, window: int, dtype: torch.dtype) -> None:
+    """FlashAttention's windows, on tensors cut from one, with gradients."""
+    g = torch.Generator().manual_seed(length)
+    qkv = torch.randn(3, length, 3, 2, 112, generator=g).to("cuda", dtype).requires_grad_()
+    assert windows._flash(*qkv.unbind(2)[:2])
+    y, _ = windows.sliding_window_attention(*qkv.unbind(2), window, None, None)
+    exact = qkv.detach().cpu().double().requires_grad_()
+    want = oracle.window(*exact.unbind(2), window)
+    assert y.dtype == dtype
+    assert oracle.error(y.detach().cpu(), want.detach()) < TOLERANCE[dtype]
+    weights = torch.randn(y.shape, generator=g)
+    (got,) = torch.autograd.grad(y, qkv, weights.to("cuda", dtype))
+    (gradient,) = torch.autograd.grad(want, exact, weights.to(dtype).double())
+    assert oracle.error(got.cpu(), gradient) < 4 * TOLERANCE[dtype]
+
+
 def test_more_blocks_than_a_call_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "MOST_BLOCKS", 4)
     q, k, v = normal(3, 70, 2, 8)
