@@ -289,22 +289,28 @@ def training_text(document: Document, rng: Random, head: str, questions: int) ->
     return start, pairs
 
 
-def marked_text(document: Document, rng: Random) -> list[tuple[str, int]]:
+def marked_text(document: Document, rng: Random, *, answered: bool = False) -> list[tuple[str, int]]:
     """A question in front and the document once; parts of the text, each with its weight (0: nothing is owed).
 
     Owed is the end of every sentence that names a key and its value: "!" for the fact that is asked for, "." for the
     others and for rivals'. So each of them tells whether the reader had the question in mind at the value. The one "!"
-    weighs as much as all "." together.
+    weighs as much as all "." together. `answered`: the usual question and answer follow, and weigh about as much.
     """
     asked = rng.choice(list(document.facts))
     others = sum(sentence.key is not None for sentence in document.sentences) - 1
-    parts, plain = [], f"Information about {asked[0].upper()}{asked[1:]}."
+    question = f"{asked[0].upper()}{asked[1:]}"
+    parts, plain = [], f"Information about {question}."
     for number, sentence in enumerate(document.sentences):
         plain += (document.separator if number else " ") + sentence.text
         if sentence.key is not None:
             mine = sentence.key == asked and not sentence.rival
             parts += [(plain.removesuffix("."), 0), ("!" if mine else ".", max(others, 1) if mine else 1)]
             plain = ""
+    if answered:
+        parts += [
+            (f"{plain} {question}:", 0),
+            (f" {document.facts[asked]}\n", max(others // 4, 1)),
+        ]  # about four tokens
     return parts
 
 

@@ -23,14 +23,16 @@ class DocumentOptions:
     """Documents with questions, in read-once and read-twice prompts (jrt_eval.synthetics.documents).
 
     twice: share of read-twice prompts; asked: of prompts with the question in front and the document once; marked: of
-    such rows whose answers are the ends of the sentences (`documents.marked_text`); questions: most questions after a
-    read-once prompt (the others have the one they name in front). The rest is `Shape`.
+    such rows whose answers are the ends of the sentences (`documents.marked_text`), with marked_answers the usual one
+    as well; questions: most questions after a read-once prompt (the others have the one they name in front). The rest
+    is `Shape`.
     """
 
     split: Literal["train", "evaluation"] = "train"
     twice: float = 0.5
     asked: float = 0.0
     marked: float = 0.0
+    marked_answers: bool = False
     questions: int = 12
     facts: tuple[int, int] = (6, 28)
     filler: float = 0.4
@@ -112,7 +114,7 @@ def _documents(chosen: DocumentOptions, seed: int, rows: int, tokenizer: str, lo
         document = make_document(chosen.split, seed, index, shape)
         draw = rng.random()
         if chosen.twice + chosen.asked <= draw < chosen.twice + chosen.asked + chosen.marked:
-            texts.append((marked_text(document, rng), []))
+            texts.append((marked_text(document, rng, answered=chosen.marked_answers), []))
             continue
         head = "twice" if draw < chosen.twice else "asked" if draw < chosen.twice + chosen.asked else "once"
         texts.append(training_text(document, rng, head, chosen.questions if head == "once" else 1))

@@ -96,6 +96,10 @@ def test_marked_text_asks_about_every_sentence_that_names_a_value() -> None:
         assert len(marks) == sum(sentence.key is not None for sentence in document.sentences)
         whole = "".join(text for text, _ in parts).removeprefix(f"Information about {asked}. ")
         assert document.text.startswith(whole.replace("!", "."))
+        answered = documents.marked_text(document, Random(index), answered=True)
+        assert answered[: len(parts)] == parts
+        assert answered[-2][0].endswith(f" {asked}:")
+        assert answered[-1][0] == f" {document.facts[asked]}\n"
 
 
 def test_a_share_of_marked_rows_changes_no_other_row() -> None:
