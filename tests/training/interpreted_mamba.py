@@ -32,17 +32,17 @@ def convolution(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def difference(mine: list[Tensor], theirs: list[Tensor]) -> float:
     pairs = zip(mine, theirs, strict=True)
-    return max(float((a.detach() - b.detach()).norm() / b.detach().norm()) for a, b in pairs)
+    return float(torch.stack([(a.detach() - b.detach()).norm() / b.detach().norm() for a, b in pairs]).max())
 
 
 def main() -> None:
-    worst = 0.0
+    found = []
     for length, channels, width in ((1, 5, 4), (3, 130, 4), (37, 5, 4), (33, 129, 3)):
         both = torch.randn(2, length, 2 * channels)  # one half of a wider tensor, as a projection leaves it
         inputs = [torch.randn(channels, 1, width), torch.randn(channels)]
         got = results(lambda b, *r: conv_triton.TritonConv.apply(b.chunk(2, -1)[1], *r), [both, *inputs])
         wide = [t.double() for t in (both, *inputs)]
-        worst = max(worst, difference(got, results(lambda b, *r: convolution(b.chunk(2, -1)[1], *r), wide)))
+        found.append(difference(got, results(lambda b, *r: convolution(b.chunk(2, -1)[1], *r), wide)))
     cases = [*itertools.product((4, 8, 16), (1, 32, 77)), (4, 515)]
     for number, (states, length) in enumerate(cases):
         torch.manual_seed(number)
@@ -52,9 +52,9 @@ def main() -> None:
         inputs = [x, dt, -torch.randn(channels, states).exp(), b, c]
         got = results(scan_triton.TritonScan.apply, inputs)
         expected = results(by_torch, [t.double() for t in inputs])
-        worst = max(worst, difference(got, expected))
-    print(f"worst {worst:.1e}")
-    assert worst < 1e-5, worst
+        found.append(difference(got, expected))
+    print(f"worst {max(found):.1e}")
+    assert all(one < 1e-5 for one in found)
 
 
 if __name__ == "__main__":
