@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,7 @@ def results(form: object, inputs: list[Tensor]) -> list[Tensor]:
     inputs = [x.detach().clone().requires_grad_() for x in inputs]
     y = form(*inputs)  # type: ignore[operator]
     weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y).cos()
-    return [y, *torch.autograd.grad((y * weight).sum(), inputs)]
+    return [y.detach(), *torch.autograd.grad((y * weight).sum(), inputs)]
 
 
 def by_torch(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -32,7 +30,7 @@ def convolution(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def difference(mine: list[Tensor], theirs: list[Tensor]) -> float:
     pairs = zip(mine, theirs, strict=True)
-    return float(torch.stack([(a.detach() - b.detach()).norm() / b.detach().norm() for a, b in pairs]).max())
+    return float(torch.stack([(a - b).norm() / b.norm().clamp(min=1e-9) for a, b in pairs]).max())
 
 
 def main() -> None:
@@ -43,12 +41,13 @@ def main() -> None:
         got = results(lambda b, *r: conv_triton.TritonConv.apply(b.chunk(2, -1)[1], *r), [both, *inputs])
         wide = [t.double() for t in (both, *inputs)]
         found.append(difference(got, results(lambda b, *r: convolution(b.chunk(2, -1)[1], *r), wide)))
-    cases = [*itertools.product((4, 8, 16), (1, 32, 77)), (4, 515)]
+    cases = [(4, 1), (8, 32), (4, 45), (8, 77), (16, 77), (4, 515)]  # 515 tokens have longer segments
     for number, (states, length) in enumerate(cases):
         torch.manual_seed(number)
-        channels = 512 // states + 3 if number == 1 else 5
-        x, dt = torch.randn(2, length, channels), torch.randn(2, length, channels).exp() * 0.1
-        b, c = torch.randn(2, length, states), torch.randn(2, length, states)
+        channels = 512 // states + 3 if number == 2 else 5
+        rows = 1 if length > 500 else 2
+        x, dt = torch.randn(rows, length, channels), torch.randn(rows, length, channels).exp() * 0.1
+        b, c = torch.randn(rows, length, states), torch.randn(rows, length, states)
         inputs = [x, dt, -torch.randn(channels, states).exp(), b, c]
         got = results(scan_triton.TritonScan.apply, inputs)
         expected = results(by_torch, [t.double() for t in inputs])
