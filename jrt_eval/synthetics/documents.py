@@ -187,14 +187,28 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Sentence:
+    """One sentence, the full stop included. `key`: the key whose value it names; `rival`: a rival's value."""
+
+    text: str
+    key: str | None = None
+    rival: bool = False
+
+
+@dataclass(frozen=True)
 class Document:
-    """One document. `facts` maps each key to its value, in the order of the text."""
+    """One document. `facts` maps each key to its value, in the order of the text; `separator` stands between `sentences`."""
 
     doc_id: str
     domain: str
     entity: str
-    text: str
     facts: dict[str, str]
+    sentences: tuple[Sentence, ...]
+    separator: str = " "
+
+    @property
+    def text(self) -> str:
+        return self.separator.join(sentence.text for sentence in self.sentences)
 
 
 def belongs_to(split: Split, entity: str, key: str, value: str) -> bool:
@@ -217,7 +231,7 @@ def make_document(split: Split, seed: int, index: int, shape: Shape = Shape()) -
 
     filler_chance, rival_chance = shape.filler * rng.random() ** 2, shape.rival * rng.random() ** 2
     separator = "\n" if rng.random() < 0.2 else " "  # some documents have a line for each sentence
-    sentences = [_one(OPENING[domain], rng).format(s=entity)]
+    sentences = [Sentence(_one(OPENING[domain], rng).format(s=entity))]
     facts = {}
     for key in keys:
         make = attributes[key]
@@ -225,13 +239,14 @@ def make_document(split: Split, seed: int, index: int, shape: Shape = Shape()) -
         if value is None:  # none of a small pool's values is this split's, for this entity
             continue
         facts[key] = value
-        sentences.append(f"{_one(BEGINNINGS, rng)} {key} {_one(VERBS, rng)} {value}.")
+        sentences.append(Sentence(f"{_one(BEGINNINGS, rng)} {key} {_one(VERBS, rng)} {value}.", key))
         for rival in rivals:
             if rng.random() < rival_chance:
-                sentences.append(RIVAL.format(k=key, verb=_one(VERBS, rng), v=make(rng), r=rival))
+                text = RIVAL.format(k=key, verb=_one(VERBS, rng), v=make(rng), r=rival)
+                sentences.append(Sentence(text, key, rival=True))
         while filler and rng.random() < filler_chance:
-            sentences.append(filler.pop())
-    return Document(f"{split}-{seed}-{index}", domain, entity, separator.join(sentences), facts)
+            sentences.append(Sentence(filler.pop()))
+    return Document(f"{split}-{seed}-{index}", domain, entity, facts, tuple(sentences), separator)
 
 
 def _one(pool: tuple[str, ...], rng: Random) -> str:
@@ -272,6 +287,31 @@ def training_text(document: Document, rng: Random, head: str, questions: int) ->
     ]
     start = prompt(document.text, keys[0], asked=head != "once", readings=2 if head == "twice" else 1)
     return start, pairs
+
+
+def marked_text(document: Document, rng: Random, *, answered: bool = False) -> list[tuple[str, int]]:
+    """A question in front and the document once; parts of the text, each with its weight (0: nothing is owed).
+
+    Owed is the end of every sentence that names a key and its value: "!" for the fact that is asked for, "." for the
+    others and for rivals'. So each of them tells whether the reader had the question in mind at the value. The one "!"
+    weighs as much as all "." together. `answered`: the usual question and answer follow, and weigh about as much.
+    """
+    asked = rng.choice(list(document.facts))
+    others = sum(sentence.key is not None for sentence in document.sentences) - 1
+    question = f"{asked[0].upper()}{asked[1:]}"
+    parts, plain = [], f"Information about {question}."
+    for number, sentence in enumerate(document.sentences):
+        plain += (document.separator if number else " ") + sentence.text
+        if sentence.key is not None:
+            mine = sentence.key == asked and not sentence.rival
+            parts += [(plain.removesuffix("."), 0), ("!" if mine else ".", max(others, 1) if mine else 1)]
+            plain = ""
+    if answered:
+        parts += [
+            (f"{plain} {question}:", 0),
+            (f" {document.facts[asked]}\n", max(others // 4, 1)),
+        ]  # about four tokens
+    return parts
 
 
 # Documents of the task jrt_mini: all 28 facts of a domain, many of them beside a rival's, about 370 tokens.

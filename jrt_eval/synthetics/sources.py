@@ -13,7 +13,7 @@ import numpy as np
 
 from jrt_eval.errors import UserError, nearest
 from jrt_eval.training.config import Synthetic
-from jrt_eval.training.rows import Chunk, load_tokenizer, paired_chunk
+from jrt_eval.training.rows import Chunk, Text, load_tokenizer, paired_chunk
 
 _CHUNK = 2000
 
@@ -22,13 +22,17 @@ _CHUNK = 2000
 class DocumentOptions:
     """Documents with questions, in read-once and read-twice prompts (jrt_eval.synthetics.documents).
 
-    twice: share of read-twice prompts; asked: of prompts with the question in front and the document once; questions:
-    most questions after a read-once prompt (the others have the one they name in front). The rest is `Shape`.
+    twice: share of read-twice prompts; asked: of prompts with the question in front and the document once; marked: of
+    such rows whose answers are the ends of the sentences (`documents.marked_text`), with marked_answers the usual one
+    as well; questions: most questions after a read-once prompt (the others have the one they name in front). The rest
+    is `Shape`.
     """
 
     split: Literal["train", "evaluation"] = "train"
     twice: float = 0.5
     asked: float = 0.0
+    marked: float = 0.0
+    marked_answers: bool = False
     questions: int = 12
     facts: tuple[int, int] = (6, 28)
     filler: float = 0.4
@@ -100,15 +104,18 @@ def chunks(synthetic: Synthetic, tokenizer: str | None, longest: int) -> Iterato
 
 
 def _documents(chosen: DocumentOptions, seed: int, rows: int, tokenizer: str, longest: int, start: int) -> Chunk:
-    from jrt_eval.synthetics.documents import Shape, make_document, training_text
+    from jrt_eval.synthetics.documents import Shape, make_document, marked_text, training_text
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     shape = Shape((int(chosen.facts[0]), int(chosen.facts[1])), chosen.filler, chosen.rival)
-    texts = []
+    texts: list[Text] = []
     for index in range(start, min(start + _CHUNK, rows)):
         rng = Random(f"row/{seed}/{index}")
         document = make_document(chosen.split, seed, index, shape)
         draw = rng.random()
+        if chosen.twice + chosen.asked <= draw < chosen.twice + chosen.asked + chosen.marked:
+            texts.append((marked_text(document, rng, answered=chosen.marked_answers), []))
+            continue
         head = "twice" if draw < chosen.twice else "asked" if draw < chosen.twice + chosen.asked else "once"
         texts.append(training_text(document, rng, head, chosen.questions if head == "once" else 1))
     return paired_chunk(load_tokenizer(tokenizer), texts, longest)

@@ -136,7 +136,7 @@ def collate(rows: Rows, indices: Ints, length: int, layout: Layout, seed: tuple[
     shape = (len(indices), length)
     inputs = np.zeros(shape, dtype=np.int64)  # behind a row's end any token will do: nothing before it can see it
     labels = np.full(shape, IGNORE, dtype=np.int64)
-    answers = np.zeros(shape, dtype=np.bool_)
+    owed = np.zeros(shape, dtype=np.float32)
     real = np.zeros(shape, dtype=np.bool_)
     left_pads = np.zeros(len(indices), dtype=np.int64)
     encoded = layout.encoded(length)
@@ -147,11 +147,12 @@ def collate(rows: Rows, indices: Ints, length: int, layout: Layout, seed: tuple[
         inputs[i, :pad] = PAD
         inputs[i, pad:end] = tokens[:-1]
         labels[i, pad:end] = tokens[1:]
-        answers[i, pad:end] = flags[1:]
+        owed[i, pad:end] = flags[1:]
         real[i, pad:end] = True
         left_pads[i] = pad
     labels[:, : layout.first_position(length)] = IGNORE
-    weights = np.where(answers, 1.0, layout.context_weight).astype(np.float32) * (labels != IGNORE)
+    answers = owed > 0
+    weights = np.where(answers, owed, layout.context_weight).astype(np.float32) * (labels != IGNORE)
     if layout.per_row:
         weights /= np.maximum(weights.sum(1, keepdims=True), 1e-8)
     masked = np.full(shape, IGNORE, dtype=np.int64)

@@ -51,13 +51,7 @@ class MambaMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u, z = self.in_proj(x).chunk(2, -1)
-        length = u.shape[1]
-        before = F.pad(u, (0, 0, self.conv1d.kernel_size[0] - 1, 0))
-        weight = self.conv1d.weight.to(u.dtype)
-        taps = [before[:, w : w + length] * weight[:, 0, w] for w in range(weight.shape[-1])]
-        bias = self.conv1d.bias
-        assert bias is not None
-        u = F.silu(sum(taps[1:], taps[0]) + bias.to(u.dtype))
+        u = self._convolved(u)
         dt, b, c = self.x_proj(u).split([self.rank, self.states, self.states], -1)
         with torch.autocast(x.device.type, enabled=False):
             wide = torch.float64 if self.A_log.dtype == torch.float64 else torch.float32
@@ -65,6 +59,32 @@ class MambaMixer(nn.Module):
             y = selective_scan(u.to(wide), dt, -self.A_log.to(wide).exp(), b, c, self.D)
         out: Tensor = self.out_proj(y.to(z.dtype) * F.silu(z))
         return out
+
+    def _convolved(self, u: Tensor) -> Tensor:
+        weight, bias = self.conv1d.weight, self.conv1d.bias
+        assert bias is not None
+        if u.device.type == "cuda" and u.dtype == weight.dtype == torch.float32 and (fused := _triton()) is not None:
+            y: Tensor = _fused(fused, u, weight, bias)
+            return y
+        length, width = u.shape[1], weight.shape[-1]
+        before = F.pad(u, (0, 0, width - 1, 0))
+        weight = weight.to(u.dtype)
+        taps = [before[:, w : w + length] * weight[:, 0, w] for w in range(width)]
+        return F.silu(sum(taps[1:], taps[0]) + bias.to(u.dtype))
+
+
+@torch.compiler.disable  # torch.compile leaves these kernels as they are
+def _fused(kernels: Any, u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    y: Tensor = kernels.TritonConv.apply(u, weight, bias)
+    return y
+
+
+def _triton() -> Any:
+    try:
+        from jrt_eval.training import conv_triton
+    except ImportError:
+        return None
+    return conv_triton
 
 
 class _Layer(nn.Module):

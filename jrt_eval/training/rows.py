@@ -1,6 +1,7 @@
 """Rows of tokens in memory-mapped files: written once per (source, tokenizer), read by every process that trains.
 
-A row is a sequence of tokens with a flag for each (1: belongs to an answer) and the length of its prompt (0: none).
+A row is a sequence of tokens with a flag for each (0: belongs to no answer, else its weight, mostly 1) and the length
+of its prompt (0: none).
 On disk, in a folder of its own: `tokens.bin` (uint16, or uint32 for large vocabularies), `flags.bin` (uint8),
 `offsets.npy` (rows + 1), `prompts.npy` and `meta.json`, which is written last: a folder without it is unfinished.
 """
@@ -25,6 +26,8 @@ from jrt_eval.training.config import Data
 
 FORMAT = 1
 Ints = npt.NDArray[Any]
+# A row as text: its prompt, in parts with weights if something is owed within it, and (text before an answer, answer) pairs.
+Text = tuple["str | list[tuple[str, int]]", list[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -154,31 +157,41 @@ def _text_chunks(data: Data, tokenizer: str) -> Iterator[Chunk]:
         yield Chunk(taken, np.ones(len(taken), np.uint8), np.full(rows, window), np.zeros(rows, dtype=np.int64))
 
 
-def paired_chunk(encoder: Any, rows: list[tuple[str, list[tuple[str, str]]]], longest: int) -> Chunk:
+def paired_chunk(encoder: Any, rows: list[Text], longest: int) -> Chunk:
     """Rows of (prompt, [(text before an answer, answer), ...]); what exceeds `longest` tokens is cut off pair by pair.
 
     A row that has no room for its first answer is left out. Parts are tokenised one by one: an answer begins where
     the model begins to generate.
     """
-    parts = [text for prompt, pairs in rows for text in (prompt, *(t for pair in pairs for t in pair))]
+    heads = [[(prompt, 0)] if isinstance(prompt, str) else prompt for prompt, _ in rows]
+    parts = [
+        text
+        for head, (_, pairs) in zip(heads, rows, strict=True)
+        for text in (*(part for part, _ in head), *(t for pair in pairs for t in pair))
+    ]
     ids = iter(_encode(encoder, parts))
     tokens: list[int] = []
     flags: list[int] = []
     lengths: list[int] = []
     prompts: list[int] = []
-    for _, pairs in rows:
-        head = next(ids)
-        row, row_flags = list(head), [0] * len(head)
+    for head, (_, pairs) in zip(heads, rows, strict=True):
+        row: list[int] = []
+        row_flags: list[int] = []
+        for _, weight in head:
+            part = next(ids)
+            row += part
+            row_flags += [min(weight, 255)] * len(part)
+        prompt = len(row)
         for _ in pairs:
             before, answer = next(ids), next(ids)
             if len(row) + len(before) + len(answer) <= longest:
                 row += before + answer
                 row_flags += [0] * len(before) + [1] * len(answer)
-        if len(row) > len(head):
+        if any(row_flags) and prompt <= longest:
             tokens += row
             flags += row_flags
             lengths.append(len(row))
-            prompts.append(len(head))
+            prompts.append(prompt)
     return Chunk(
         np.asarray(tokens, dtype=np.int64),
         np.asarray(flags, dtype=np.uint8),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from random import Random
+
 import numpy as np
 import pytest
 
-from jrt_eval.synthetics import documents, mqar
+from jrt_eval.synthetics import documents, mqar, sources
 from jrt_eval.synthetics import set_disjointness as sets
+from jrt_eval.training.config import Synthetic
+from jrt_eval.training.rows import load_tokenizer
 
 
 @pytest.mark.parametrize(("first", "second"), [(4, 16), (16, 4), (1, 32), (64, 16)])
@@ -74,3 +79,41 @@ def test_no_fact_belongs_to_both_splits() -> None:
 def test_prompts_have_the_read_twice_form() -> None:
     assert documents.prompt("A b.", "Product") == "A b. Product:"
     assert documents.prompt("A b.", "Logo", asked=True, readings=2) == "Information about Logo. A b.\nA b. Logo:"
+
+
+def test_marked_text_asks_about_every_sentence_that_names_a_value() -> None:
+    shape = documents.Shape(facts=(5, 9), filler=0.9, rival=0.9)
+    for index in range(40):
+        document = documents.make_document("train", 5, index, shape)
+        parts = documents.marked_text(document, Random(index))
+        marks = [(text, weight) for text, weight in parts if weight]
+        ends = [before for (before, _), (_, weight) in itertools.pairwise(parts) if weight]
+        asked = parts[0][0].removeprefix("Information about ").split(".")[0]
+        (number,) = (i for i, (mark, _) in enumerate(marks) if mark == "!")
+        assert f" {asked} " in ends[number]
+        assert ends[number].endswith(f" {document.facts[asked]}")
+        assert marks[number][1] == sum(weight for mark, weight in marks if mark == ".")
+        assert len(marks) == sum(sentence.key is not None for sentence in document.sentences)
+        whole = "".join(text for text, _ in parts).removeprefix(f"Information about {asked}. ")
+        assert document.text.startswith(whole.replace("!", "."))
+        answered = documents.marked_text(document, Random(index), answered=True)
+        assert answered[: len(parts)] == parts
+        assert answered[-2][0].endswith(f" {asked}:")
+        assert answered[-1][0] == f" {document.facts[asked]}\n"
+
+
+def test_a_share_of_marked_rows_changes_no_other_row() -> None:
+    def rows(**options: float) -> list[tuple[list[int], list[int]]]:
+        synthetic = Synthetic("documents", 40, 3, {"twice": 0.3, "asked": 0.3, "facts": [3, 5], **options})
+        (chunk,) = sources.chunks(synthetic, "mini", 600)
+        assert len(chunk.lengths) == 40
+        ends = np.cumsum(chunk.lengths)
+        spans = zip(ends - chunk.lengths, ends, strict=True)
+        return [(chunk.tokens[a:b].tolist(), chunk.flags[a:b].tolist()) for a, b in spans]
+
+    plain, some = rows(), rows(marked=0.2)
+    changed = [new for old, new in zip(plain, some, strict=True) if old != new]
+    assert 0 < len(changed) < 20
+    marks = {load_tokenizer("mini")(text)["input_ids"][0] for text in ".!"}
+    for tokens, flags in changed:
+        assert {token for token, flag in zip(tokens, flags, strict=True) if flag} == marks

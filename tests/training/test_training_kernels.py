@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,6 +116,15 @@ def test_the_scan_is_the_recurrence(length: int) -> None:
         return selective_scan(x, dt.exp() * 0.1, -a.detach().exp(), b, c, d.detach())
 
     _compare(by_steps, chunked, [x, dt, b, c])
+
+
+def test_mambas_triton_kernels_in_the_interpreter() -> None:
+    """In a process of its own: Triton asks for the interpreter when it is imported."""
+    pytest.importorskip("triton")
+    script = Path(__file__).parent / "interpreted_mamba.py"
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_mamba_is_that_of_transformers() -> None:
