@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +24,21 @@ _SMALL = {
 _SHAPES = {"small": ((16, 32, 64), (2, 4, 8, 16)), "paper": ((36, 48, 64, 96, 128), (4, 8, 16, 24))}
 
 
-def _numbers(kind: type) -> Any:
+def _numbers(kind: Callable[[str], Any], such_as: str = "4,8,16") -> Any:
     def parse(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[Any, ...] | None:
         if value is None:
             return None
         try:
             return tuple(kind(part) for part in value.split(","))
         except ValueError:
-            raise UserError(f"--{parameter.name}: {value!r} is no list of numbers such as 4,8,16") from None
+            raise UserError(f"--{parameter.name}: {value!r} is no list such as {such_as}") from None
 
     return parse
+
+
+def _pair(text: str) -> tuple[int, int]:
+    short, long = text.split("x")
+    return int(short), int(long)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -50,8 +56,16 @@ def _numbers(kind: type) -> Any:
 @click.option("--vocabulary", type=int)
 @click.option("--curriculum", type=float, help="Share of the steps over which larger sets come in.")
 @click.option("--limit", type=int, help="Leave out sets that are larger.")
+@click.option(
+    "--pairs", callback=_numbers(_pair, "4x16,4x64"), help="Sizes of sets, instead of the paper's; both orders."
+)
+@click.option("--hold", type=float, help="Share of the steps before the learning rate begins to fall.")
+@click.option("--beta2", type=float, help="AdamW's second beta.")
+@click.option("--marked", is_flag=True, default=None, help="Embeddings tell which of the sets a token is in.")
+@click.option("--sharp", type=float, help="Where the last norm's weights begin.")
 @click.option("--only", type=click.Choice(["causal", "noncausal"]), help="Only such models.")
 @click.option("--device", help="cuda where there is one, else cpu.")
+@click.option("--capture/--no-capture", default=True, help="On a GPU, run each training step as a CUDA graph.")
 @click.option("--draw-only", is_flag=True, help="Run nothing: frame and figure of the points that are there.")
 def synthetic(
     output: Path,
@@ -60,6 +74,7 @@ def synthetic(
     features: Any,
     only: str | None,
     device: str | None,
+    capture: bool,
     draw_only: bool,
     **given: Any,
 ) -> None:
@@ -79,7 +94,7 @@ def synthetic(
     kinds = [kind for kind in (True, False) if only is None or (only == "causal") == kind]
     points = [sweep.Point(w, f, causal) for w in widths for f in features for causal in kinds]
     if not draw_only:
-        _run(points, settings, output, device)
+        _run(points, settings, output, device, capture)
     found = sweep.results(output)
     if not found:
         raise UserError(f"{output}/points holds no finished point")
@@ -95,7 +110,7 @@ def synthetic(
     click.echo(f"\n{len(found)} points: {output / 'scores.csv'}, {output / 'figure.png'}")
 
 
-def _run(points: list[Any], settings: Settings, output: Path, device: str | None) -> None:
+def _run(points: list[Any], settings: Settings, output: Path, device: str | None, capture: bool) -> None:
     import torch
     from tqdm import tqdm
 
@@ -119,4 +134,4 @@ def _run(points: list[Any], settings: Settings, output: Path, device: str | None
             bar.update(settings.steps - reached.get(point.name, 0))
             reached[point.name] = settings.steps
 
-        sweep.run(points, settings, output, place, report, done)
+        sweep.run(points, settings, output, place, report, done, capture=capture)
