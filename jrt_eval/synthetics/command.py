@@ -21,7 +21,25 @@ _SMALL = {
     "limit": 128,
     "curriculum": 0.5,
 }
-_SHAPES = {"small": ((16, 32, 64), (2, 4, 8, 16)), "paper": ((36, 48, 64, 96, 128), (4, 8, 16, 24))}
+_MARKED = {
+    "rates": (3e-3, 6e-3),
+    "seeds": (0, 1, 2),
+    "steps": 8000,
+    "vocabulary": 132,
+    "pairs": ((4, 16), (8, 32), (2, 64), (4, 64)),
+    "curriculum": 0.15,
+    "hold": 0.6,
+    "beta2": 0.98,
+    "weight_decay": 0.01,
+    "sharp": 4.0,
+    "marked": True,
+}
+_PRESETS: dict[str, dict[str, Any]] = {"small": _SMALL, "marked": _MARKED, "paper": {}}
+_SHAPES = {
+    "small": ((16, 32, 64), (2, 4, 8, 16)),
+    "marked": ((16, 32), (2, 3, 4)),
+    "paper": ((36, 48, 64, 96, 128), (4, 8, 16, 24)),
+}
 
 
 def _numbers(kind: Callable[[str], Any], such_as: str = "4,8,16") -> Any:
@@ -43,9 +61,7 @@ def _pair(text: str) -> tuple[int, int]:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="runs/synthetic")
-@click.option(
-    "--preset", type=click.Choice(["small", "paper"]), default="small", help="Where other options start from."
-)
+@click.option("--preset", type=click.Choice(list(_PRESETS)), default="small", help="Where other options start from.")
 @click.option("--widths", callback=_numbers(int), help="36,48,64,96,128 in the paper; 16,32,64 if small.")
 @click.option("--features", callback=_numbers(int), help="Feature dims: 4,8,16,24 in the paper; 2,4,8,16 if small.")
 @click.option("--rates", callback=_numbers(float), help="Peak learning rates; the best is shown.")
@@ -61,7 +77,8 @@ def _pair(text: str) -> tuple[int, int]:
 )
 @click.option("--hold", type=float, help="Share of the steps before the learning rate begins to fall.")
 @click.option("--beta2", type=float, help="AdamW's second beta.")
-@click.option("--marked", is_flag=True, default=None, help="Embeddings tell which of the sets a token is in.")
+@click.option("--weight-decay", type=float, help="None on norms.")
+@click.option("--marked/--unmarked", default=None, help="Embeddings tell which of the sets a token is in.")
 @click.option("--sharp", type=float, help="Where the last norm's weights begin.")
 @click.option("--only", type=click.Choice(["causal", "noncausal"]), help="Only such models.")
 @click.option("--device", help="cuda where there is one, else cpu.")
@@ -86,7 +103,7 @@ def synthetic(
     from jrt_eval.synthetics import figure, sweep
 
     chosen: dict[str, Any] = {
-        **(_SMALL if preset == "small" else {}),
+        **_PRESETS[preset],
         **{k: v for k, v in given.items() if v is not None},
     }
     settings = sweep.Settings(**chosen)
@@ -107,6 +124,7 @@ def synthetic(
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error.strerror}") from None
     click.echo(figure.summary(frame))
+    click.echo(f"\n{figure.pair_summary(frame)}")
     click.echo(f"\n{len(found)} points: {output / 'scores.csv'}, {output / 'figure.png'}")
 
 

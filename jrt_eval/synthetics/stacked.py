@@ -154,8 +154,8 @@ def _norm(x: Tensor, weight: Tensor) -> Tensor:
 class StackedAdamW:
     """AdamW whose copies have a learning rate each: rates (copies,). No decay on norms' weights.
 
-    The parameters become views of one flat tensor, so that an update is a dozen launches; its count of steps is a
-    tensor, so that a captured update goes on counting.
+    The parameters become views of one flat tensor, so that an update is some twenty launches. How far the moments'
+    averages have come is told by tensors (the betas' powers), so that a captured update goes on counting.
     """
 
     def __init__(
@@ -176,23 +176,24 @@ class StackedAdamW:
         copies = [torch.arange(len(p), device=device).repeat_interleave(p[0].numel()) for p in self.parameters]
         self.copy = torch.cat(copies)  # whose each number is
         self.first, self.second = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self.powers = [torch.ones((), dtype=torch.float64, device=device) for _ in betas]
 
     def state(self) -> list[Tensor]:
         """All that an update changes."""
-        return [self.flat, self.first, self.second, self.count]
+        return [self.flat, self.first, self.second, *self.powers]
 
     @torch.no_grad()
     def step(self, rates: Tensor) -> None:
         """One update from the parameters' gradients, which are cleared."""
         one, two = self.betas
-        self.count += 1
+        for power, beta in zip(self.powers, self.betas, strict=True):
+            power.mul_(beta)
         grads = torch.cat([p.grad.flatten() for p in self.parameters if p.grad is not None])
         self.first.lerp_(grads, 1 - one)
         self.second.mul_(two).addcmul_(grads, grads, value=1 - two)
-        deep = (self.second / (1 - two**self.count)).sqrt_().add_(self.eps)
+        deep = (self.second / (1 - self.powers[1])).sqrt_().add_(self.eps)
         rate = rates[self.copy]
         self.flat.mul_(1 - rate * self.decay)
-        self.flat.sub_(rate * self.first / deep / (1 - one**self.count))
+        self.flat.sub_(rate * self.first / deep / (1 - self.powers[0]))
         for parameter in self.parameters:
             parameter.grad = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +124,7 @@ def test_a_step_reads_its_examples_and_rates_from_its_own_tensors() -> None:
     for step in range(1, 4):
         before = steps.optimizer.flat.clone()
         steps.run((4, 16), torch.randint(8, (2, 4)), torch.tensor([1e-3, 0.0]))
-        assert steps.optimizer.count == step
+        assert [float(power) for power in steps.optimizer.powers] == pytest.approx([0.9**step, 0.999**step])
         moved = [
             bool((p[copy] != q[copy]).any()) for copy in (0, 1) for p, q in [(model.embedding, _like(before, model))]
         ]
@@ -156,6 +158,55 @@ def test_without_a_capture_the_models_are_as_before(
     assert "not captured as a CUDA graph (operation not permitted when stream is capturing)" in caplog.text
     for tensor, was in zip(steps.optimizer.state(), before, strict=True):
         assert torch.equal(tensor, was)
+
+
+def test_a_capture_warms_up_records_and_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of things, with a graph that calls the step in place of replaying it."""
+
+    class Graph:
+        def __init__(self) -> None:
+            made.append(self)
+
+        def replay(self) -> None:
+            seen.append("replay")
+            Steps._step(steps, size)
+
+    class Stream:
+        def wait_stream(self, other: object) -> None:
+            seen.append("wait")
+
+    @contextmanager
+    def recording(graph: Graph, pool: object) -> Iterator[None]:
+        assert pool == "pool"
+        seen.append("capture")
+        yield
+        seen.append("captured")
+
+    made: list[Graph] = []
+    seen: list[str] = []
+    for name, value in {
+        "CUDAGraph": Graph, "Stream": Stream, "graph": recording, "graph_pool_handle": lambda: "pool",
+        "stream": lambda _: nullcontext(), "current_stream": Stream,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    settings, size = sweep.Settings(**SMALL), (4, 16)
+    examples = sweep.make_examples(settings.training_sizes, 8, 0, 80, torch.device("cpu"))
+    results = []
+    for capture in (True, False):
+        model = Stack(8, 2, 80, [0, 1], causal=True)
+        steps = Steps(model, StackedAdamW(model), examples, 4)
+        if capture:
+            real = steps._step
+            monkeypatch.setattr(steps, "_step", lambda size, real=real: (seen.append("step"), real(size)))
+            assert steps.capture([size])
+            assert seen == ["wait", *["step"] * 3, "wait", "capture", "step", "captured"]
+            assert len(made) == 1
+        for start in (0, 4):
+            steps.run(size, torch.arange(start, start + 4).repeat(2, 1), torch.tensor([1e-2, 2e-2]))
+        results.append([*steps.optimizer.state(), steps.losses])
+    assert seen[-2:] == ["replay", "replay"]
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_rate_is_held_and_falls() -> None:
@@ -219,6 +270,12 @@ def test_frame_and_figure(tmp_path: Path) -> None:
     assert frame["accuracy"].between(0, 1).all()
     means = figure.by_order(frame)
     assert means["best"].sum() == 1
+    best = means.query("best").iloc[0]
+    pairs = figure.by_pair(frame)
+    assert len(pairs) == len(settings.evaluation_sizes) / 2
+    assert pairs["difference"].mean() == pytest.approx(best["difference"])
+    assert (pairs["guess"] == 1 / pairs["shorter"]).all()
+    assert figure.pair_summary(frame).count("\n") == len(pairs)
     figure.draw(frame, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
@@ -230,6 +287,14 @@ def test_command_line_and_bad_input(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, [*base, *small, *shape], catch_exceptions=False)
     assert "1 points" in result.output
     assert (tmp_path / "scores.csv").is_file()
+    marked = ["--preset", "marked", "--pairs", "2x4", *small, *shape]
+    base[2] = str(tmp_path / "marked")
+    CliRunner().invoke(cli, [*base, *marked], catch_exceptions=False)
+    ran = json.loads((tmp_path / "marked" / "points" / "width8-features2-causal.json").read_text())["settings"]
+    assert (ran["marked"], ran["pairs"], ran["vocabulary"]) == (True, [[2, 4]], 132)
+    with pytest.raises(UserError, match=r"other settings \(marked\)"):
+        CliRunner().invoke(cli, [*base, *marked, "--unmarked"], catch_exceptions=False)
+    base[2] = str(tmp_path)
     for wrong, says in [
         (["--widths", "7", "--features", "2"], "7 does not split into 2 heads"),
         (["--widths", "8,x"], "is no list such as 4,8,16"),
