@@ -25,8 +25,8 @@ _MARKED = {
     "rates": (3e-3, 6e-3),
     "seeds": (0, 1, 2),
     "steps": 8000,
-    "vocabulary": 132,
-    "pairs": ((4, 16), (8, 32), (2, 64), (4, 64)),
+    "vocabulary": 100,
+    "pairs": ((4, 16), (2, 40), (4, 40)),
     "curriculum": 0.15,
     "hold": 0.6,
     "beta2": 0.98,
@@ -37,7 +37,7 @@ _MARKED = {
 _PRESETS: dict[str, dict[str, Any]] = {"small": _SMALL, "marked": _MARKED, "paper": {}}
 _SHAPES = {
     "small": ((16, 32, 64), (2, 4, 8, 16)),
-    "marked": ((16, 32), (2, 3, 4)),
+    "marked": ((16, 32), (1, 2, 4)),
     "paper": ((36, 48, 64, 96, 128), (4, 8, 16, 24)),
 }
 

@@ -291,7 +291,7 @@ def test_command_line_and_bad_input(tmp_path: Path) -> None:
     base[2] = str(tmp_path / "marked")
     CliRunner().invoke(cli, [*base, *marked], catch_exceptions=False)
     ran = json.loads((tmp_path / "marked" / "points" / "width8-features2-causal.json").read_text())["settings"]
-    assert (ran["marked"], ran["pairs"], ran["vocabulary"]) == (True, [[2, 4]], 132)
+    assert (ran["marked"], ran["pairs"], ran["vocabulary"]) == (True, [[2, 4]], 100)
     with pytest.raises(UserError, match=r"other settings \(marked\)"):
         CliRunner().invoke(cli, [*base, *marked, "--unmarked"], catch_exceptions=False)
     base[2] = str(tmp_path)
