@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,26 +21,47 @@ _SMALL = {
     "limit": 128,
     "curriculum": 0.5,
 }
-_SHAPES = {"small": ((16, 32, 64), (2, 4, 8, 16)), "paper": ((36, 48, 64, 96, 128), (4, 8, 16, 24))}
+_MARKED = {
+    "rates": (3e-3, 6e-3),
+    "seeds": (0, 1, 2),
+    "steps": 8000,
+    "vocabulary": 100,
+    "pairs": ((4, 16), (2, 40), (4, 40)),
+    "curriculum": 0.15,
+    "hold": 0.6,
+    "beta2": 0.98,
+    "weight_decay": 0.01,
+    "sharp": 4.0,
+    "marked": True,
+}
+_PRESETS: dict[str, dict[str, Any]] = {"small": _SMALL, "marked": _MARKED, "paper": {}}
+_SHAPES = {
+    "small": ((16, 32, 64), (2, 4, 8, 16)),
+    "marked": ((16, 32), (1, 2, 4)),
+    "paper": ((36, 48, 64, 96, 128), (4, 8, 16, 24)),
+}
 
 
-def _numbers(kind: type) -> Any:
+def _numbers(kind: Callable[[str], Any], such_as: str = "4,8,16") -> Any:
     def parse(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[Any, ...] | None:
         if value is None:
             return None
         try:
             return tuple(kind(part) for part in value.split(","))
         except ValueError:
-            raise UserError(f"--{parameter.name}: {value!r} is no list of numbers such as 4,8,16") from None
+            raise UserError(f"--{parameter.name}: {value!r} is no list such as {such_as}") from None
 
     return parse
 
 
+def _pair(text: str) -> tuple[int, int]:
+    short, long = text.split("x")
+    return int(short), int(long)
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="runs/synthetic")
-@click.option(
-    "--preset", type=click.Choice(["small", "paper"]), default="small", help="Where other options start from."
-)
+@click.option("--preset", type=click.Choice(list(_PRESETS)), default="small", help="Where other options start from.")
 @click.option("--widths", callback=_numbers(int), help="36,48,64,96,128 in the paper; 16,32,64 if small.")
 @click.option("--features", callback=_numbers(int), help="Feature dims: 4,8,16,24 in the paper; 2,4,8,16 if small.")
 @click.option("--rates", callback=_numbers(float), help="Peak learning rates; the best is shown.")
@@ -50,8 +72,17 @@ def _numbers(kind: type) -> Any:
 @click.option("--vocabulary", type=int)
 @click.option("--curriculum", type=float, help="Share of the steps over which larger sets come in.")
 @click.option("--limit", type=int, help="Leave out sets that are larger.")
+@click.option(
+    "--pairs", callback=_numbers(_pair, "4x16,4x64"), help="Sizes of sets, instead of the paper's; both orders."
+)
+@click.option("--hold", type=float, help="Share of the steps before the learning rate begins to fall.")
+@click.option("--beta2", type=float, help="AdamW's second beta.")
+@click.option("--weight-decay", type=float, help="None on norms.")
+@click.option("--marked/--unmarked", default=None, help="Embeddings tell which of the sets a token is in.")
+@click.option("--sharp", type=float, help="Where the last norm's weights begin.")
 @click.option("--only", type=click.Choice(["causal", "noncausal"]), help="Only such models.")
 @click.option("--device", help="cuda where there is one, else cpu.")
+@click.option("--capture/--no-capture", default=True, help="On a GPU, run each training step as a CUDA graph.")
 @click.option("--draw-only", is_flag=True, help="Run nothing: frame and figure of the points that are there.")
 def synthetic(
     output: Path,
@@ -60,6 +91,7 @@ def synthetic(
     features: Any,
     only: str | None,
     device: str | None,
+    capture: bool,
     draw_only: bool,
     **given: Any,
 ) -> None:
@@ -71,7 +103,7 @@ def synthetic(
     from jrt_eval.synthetics import figure, sweep
 
     chosen: dict[str, Any] = {
-        **(_SMALL if preset == "small" else {}),
+        **_PRESETS[preset],
         **{k: v for k, v in given.items() if v is not None},
     }
     settings = sweep.Settings(**chosen)
@@ -79,7 +111,7 @@ def synthetic(
     kinds = [kind for kind in (True, False) if only is None or (only == "causal") == kind]
     points = [sweep.Point(w, f, causal) for w in widths for f in features for causal in kinds]
     if not draw_only:
-        _run(points, settings, output, device)
+        _run(points, settings, output, device, capture)
     found = sweep.results(output)
     if not found:
         raise UserError(f"{output}/points holds no finished point")
@@ -92,10 +124,11 @@ def synthetic(
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error.strerror}") from None
     click.echo(figure.summary(frame))
+    click.echo(f"\n{figure.pair_summary(frame)}")
     click.echo(f"\n{len(found)} points: {output / 'scores.csv'}, {output / 'figure.png'}")
 
 
-def _run(points: list[Any], settings: Settings, output: Path, device: str | None) -> None:
+def _run(points: list[Any], settings: Settings, output: Path, device: str | None, capture: bool) -> None:
     import torch
     from tqdm import tqdm
 
@@ -106,7 +139,7 @@ def _run(points: list[Any], settings: Settings, output: Path, device: str | None
         torch.zeros(1, device=place)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from None
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("highest")  # products of features cancel; and models this small gain nothing
     with tqdm(total=len(points) * settings.steps, unit="step", dynamic_ncols=True) as bar:
         reached: dict[str, int] = {}
 
@@ -119,4 +152,4 @@ def _run(points: list[Any], settings: Settings, output: Path, device: str | None
             bar.update(settings.steps - reached.get(point.name, 0))
             reached[point.name] = settings.steps
 
-        sweep.run(points, settings, output, place, report, done)
+        sweep.run(points, settings, output, place, report, done, capture=capture)

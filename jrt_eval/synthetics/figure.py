@@ -56,6 +56,32 @@ def summary(scores: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def by_pair(scores: pd.DataFrame) -> pd.DataFrame:
+    """A row per shape and pair of sizes: its best model's accuracy in both orders, their difference, and what naming any
+    element of the shorter set scores in either."""
+    best = by_order(scores).query("best")[[*_KEY, "rate", "seed"]]
+    chosen = scores.merge(best, on=[*_KEY, "rate", "seed"])
+    chosen = chosen.assign(
+        shorter=chosen[["first", "second"]].min(axis=1), longer=chosen[["first", "second"]].max(axis=1)
+    )
+    pairs = chosen.pivot_table(index=[*_KEY, "shorter", "longer"], columns="order", values="accuracy").reset_index()
+    pairs["difference"] = pairs["short_first"] - pairs["long_first"]
+    pairs["guess"] = 1 / pairs["shorter"]
+    return pairs
+
+
+def pair_summary(scores: pd.DataFrame) -> str:
+    """The best model of each shape, pair by pair, as a table."""
+    lines = [f"{'':<10}{'state':>11}{'sets':>10}{'guess':>8}{'short first':>13}{'long first':>12}{'difference':>12}"]
+    for row in by_pair(scores).sort_values(["causal", "state_bytes", "longer", "shorter"]).itertuples():
+        kind, pair = "causal" if row.causal else "non-causal", f"{row.shorter}, {row.longer}"
+        lines.append(
+            f"{kind:<10}{row.state_bytes:>9,} B{pair:>10}{row.guess:>8.3f}{row.short_first:>13.3f}"
+            f"{row.long_first:>12.3f}{row.difference:>+12.3f}"
+        )
+    return "\n".join(lines)
+
+
 def draw(scores: pd.DataFrame, path: Path) -> None:
     """Three panels over a common axis of state size; every model is a dot, the best of each shape are joined."""
     import matplotlib as mpl

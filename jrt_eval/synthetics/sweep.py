@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from jrt_eval.errors import UserError
 from jrt_eval.synthetics import set_disjointness as sets
 from jrt_eval.synthetics.stacked import HEADS, Stack, StackedAdamW, state_bytes
+from jrt_eval.synthetics.steps import Steps
 
 Sizes = tuple[tuple[int, int], ...]
 
@@ -36,6 +36,8 @@ class Settings:
     rates: peak learning rates; each meets each seed. A seed decides a model's weights and the order of its examples,
     which are the same for all. limit: sets larger than this are left out, in training and in evaluation. curriculum:
     the share of the steps over which the pairs of sizes come in, small ones first (the paper has them all at once).
+    hold: the share of the steps before the rate begins to fall (the paper: none). marked, sharp: see Stack.
+    pairs: (|A|, |B|) to train and evaluate on, in both orders, instead of the paper's.
     """
 
     rates: tuple[float, ...] = (1e-4, 5e-4, 8e-4)
@@ -49,6 +51,11 @@ class Settings:
     evaluation_examples: int = sets.EVALUATION_EXAMPLES
     vocabulary: int = sets.VOCABULARY
     limit: int = 1024
+    hold: float = 0.0
+    beta2: float = 0.999
+    marked: bool = False
+    sharp: float = 1.0
+    pairs: Sizes = ()
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "examples", "evaluation_examples", "limit"):
@@ -56,8 +63,14 @@ class Settings:
                 raise UserError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.curriculum <= 1:
             raise UserError(f"curriculum: a share of the steps, from 0 to 1, got {self.curriculum}")
+        if not 0 <= self.hold < 1:
+            raise UserError(f"hold: a share of the steps, from 0 to less than 1, got {self.hold}")
+        if not 0 < self.beta2 < 1:
+            raise UserError(f"beta2: must be between 0 and 1, got {self.beta2}")
         if not self.rates or not self.seeds:
             raise UserError("rates and seeds: at least one of each is needed")
+        if any(size < 1 for pair in self.pairs for size in pair):
+            raise UserError("pairs: a set has at least one element")
         if not self.training_sizes or not self.evaluation_sizes:
             raise UserError(f"limit: no pair of sets has sizes up to {self.limit}; the smallest needs 32")
         largest = max(max(pair) for pair in (*self.training_sizes, *self.evaluation_sizes))
@@ -66,11 +79,14 @@ class Settings:
 
     @property
     def training_sizes(self) -> Sizes:
-        return tuple(pair for pair in sets.TRAINING if max(pair) <= self.limit)
+        both = tuple(order for pair in self.pairs for order in (pair, pair[::-1]))
+        return tuple(dict.fromkeys(pair for pair in both or sets.TRAINING if max(pair) <= self.limit))
 
     @property
     def evaluation_sizes(self) -> Sizes:
-        """The paper's; with a limit the training sizes as well, since few of its own are left."""
+        """The paper's; with a limit the training sizes as well, since few of its own are left. Or `pairs`."""
+        if self.pairs:
+            return self.training_sizes
         pairs = sets.EVALUATION if self.limit >= 1024 else (*sets.EVALUATION, *sets.TRAINING)
         return tuple(dict.fromkeys(pair for pair in pairs if max(pair) <= self.limit))
 
@@ -116,12 +132,18 @@ def make_examples(sizes: Sizes, count: int, seed: int, vocabulary: int, device: 
 
 
 def train_point(
-    point: Point, settings: Settings, training: Examples, device: torch.device, report: Callable[[int, float], Any]
+    point: Point,
+    settings: Settings,
+    training: Examples,
+    device: torch.device,
+    report: Callable[[int, float], Any],
+    *,
+    capture: bool = True,
 ) -> tuple[Stack, list[tuple[float, int]], list[list[float]]]:
     """Train every (rate, seed) of a point together: the stack, its copies' (rate, seed), and their losses.
 
     report(step, mean loss) is called every hundredth step, whose losses (copies) are returned, as rows that begin with
-    the step.
+    the step. capture: on a GPU, run the steps as CUDA graphs.
     """
     copies = [(rate, seed) for rate in settings.rates for seed in settings.seeds]
     model = Stack(
@@ -130,30 +152,39 @@ def train_point(
         settings.vocabulary,
         [seed for _, seed in copies],
         causal=point.causal,
+        marked=settings.marked,
+        sharp=settings.sharp,
     ).to(device)
-    optimizer = StackedAdamW(model, weight_decay=settings.weight_decay)
+    optimizer = StackedAdamW(model, betas=(0.9, settings.beta2), weight_decay=settings.weight_decay)
     peak = torch.tensor([rate for rate, _ in copies], device=device)
-    warm = max(1, round(settings.warmup * settings.steps))
     order = np.random.default_rng([7, *settings.seeds])
     draws = {seed: np.random.default_rng([11, seed]) for seed in settings.seeds}
     sizes = tuple(sorted(settings.training_sizes, key=max))
     history: list[list[float]] = []
     every = max(1, settings.steps // 100)
+    steps = Steps(model, optimizer, training, settings.batch)
+    if capture and device.type == "cuda":
+        steps.capture(sizes)
     for step in range(1, settings.steps + 1):
         size = sizes[int(order.integers(_open_sizes(sizes, settings.curriculum, step / settings.steps)))]
         chosen = {seed: rng.integers(settings.examples, size=settings.batch) for seed, rng in draws.items()}
-        index = torch.from_numpy(np.stack([chosen[seed] for _, seed in copies])).to(device, non_blocking=True)
-        logits = model(training.inputs[size][index])
-        targets = training.answers[size][index].flatten()
-        losses = F.cross_entropy(logits.flatten(0, 1), targets, reduction="none").view(len(copies), -1).mean(1)
-        losses.sum().backward()
-        progress = max(0.0, (step - warm) / max(1, settings.steps - warm))
-        optimizer.step(peak * (step / warm if step <= warm else 0.5 * (1 + np.cos(np.pi * progress))))
+        index = torch.from_numpy(np.stack([chosen[seed] for _, seed in copies]))
+        steps.run(size, index, peak * _share_of_rate(settings, step))
         if step % every == 0 or step == settings.steps:
-            values = losses.tolist()
+            values = steps.losses.tolist()
             history.append([step, *values])
             report(step, float(np.mean(values)))
     return model, copies, history
+
+
+def _share_of_rate(settings: Settings, step: int) -> float:
+    """Warm-up, the peak for as long as it is held, then half a cosine to zero."""
+    warm = max(1, round(settings.warmup * settings.steps))
+    if step <= warm:
+        return step / warm
+    held = max(warm, round(settings.hold * settings.steps))
+    progress = max(0.0, (step - held) / max(1, settings.steps - held))
+    return float(0.5 * (1 + np.cos(np.pi * progress)))
 
 
 def _open_sizes(sizes: Sizes, curriculum: float, progress: float) -> int:
@@ -185,10 +216,12 @@ def run_point(
     evaluation: Examples,
     device: torch.device,
     report: Callable[[int, float], Any],
+    *,
+    capture: bool = True,
 ) -> dict[str, Any]:
     """Train and evaluate a point: what its JSON file holds."""
     began = time.perf_counter()
-    model, copies, history = train_point(point, settings, training, device, report)
+    model, copies, history = train_point(point, settings, training, device, report, capture=capture)
     scores = [
         {"rate": rate, "seed": seed, "first": size[0], "second": size[1], "accuracy": accuracy}
         for size in settings.evaluation_sizes
@@ -213,6 +246,8 @@ def run(
     device: torch.device,
     report: Callable[[Point, int, float], Any],
     done: Callable[[Point], Any],
+    *,
+    capture: bool = True,
 ) -> int:
     """Run the points that no one has run yet; returns how many this call ran. `done` is told of those found as well."""
     folder = output / "points"
@@ -244,7 +279,7 @@ def run(
                         device,
                     ),
                 )
-            result = run_point(point, settings, *examples, device, partial(report, point))
+            result = run_point(point, settings, *examples, device, partial(report, point), capture=capture)
             unfinished = path.with_suffix(".part")
             try:
                 unfinished.write_text(json.dumps(result, indent=1))
@@ -271,7 +306,9 @@ def _claim(path: Path) -> Iterator[bool]:
 
 def _same(found: dict[str, Any], settings: Settings, path: Path) -> None:
     wanted = json.loads(json.dumps(asdict(settings)))
-    changed = [key for key, value in wanted.items() if found.get("settings", {}).get(key) != value]
+    defaults = json.loads(json.dumps(asdict(Settings())))  # what a setting was before there was one
+    ran = {**defaults, **found.get("settings", {})}
+    changed = [key for key, value in wanted.items() if ran.get(key) != value]
     if changed:
         raise UserError(f"{path} was run with other settings ({', '.join(changed)}); choose another output folder")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from click.testing import CliRunner
 
 from jrt_eval.cli import cli
 from jrt_eval.errors import UserError
+from jrt_eval.kernels import reference
 from jrt_eval.synthetics import figure, sweep
-from jrt_eval.synthetics.stacked import Stack, StackedAdamW, state_bytes
+from jrt_eval.synthetics.stacked import Stack, StackedAdamW, causal_attention, state_bytes
+from jrt_eval.synthetics.steps import Steps
 
 SMALL: dict[str, Any] = {
     "rates": (1e-2,), "seeds": (0, 1), "steps": 4, "batch": 4, "examples": 8, "evaluation_examples": 6,
@@ -75,6 +79,157 @@ def test_the_optimizer_is_adamw_for_each_copy() -> None:
             torch.testing.assert_close(got[copy : copy + 1], expected, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("length", [1, 32, 45])
+def test_causal_attention_is_the_reference(length: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mine, theirs = (
+        [torch.randn(2, length, 3, d, dtype=torch.float64, generator=generator.manual_seed(d)) for d in (2, 2, 5)]
+        for _ in range(2)
+    )
+    for tensor in (*mine, *theirs):
+        tensor.requires_grad_()
+    y, expected = causal_attention(*mine), reference.taylor_linear_attention(*theirs, None, None, None)[0]
+    torch.testing.assert_close(y, expected)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    for tensor, other in zip(mine, theirs, strict=True):
+        assert tensor.grad is not None
+        torch.testing.assert_close(tensor.grad, other.grad)
+
+
+def test_marks_tell_the_sets_apart() -> None:
+    """With the order of embeddings' sums lost (no convolution), only marks tell on which side of [2] a token stood."""
+    tokens = torch.tensor([[1, 9, 2, 7, 3]]).expand(1, -1, -1)
+    plain, marked = (Stack(8, 3, 40, [0], causal=True, marked=m, sharp=2.0) for m in (False, True))
+    assert plain.marks is None
+    assert marked.marks is not None
+    assert (marked.last_norm == 2).all()
+    with torch.no_grad():
+        marked.marks.zero_()
+        torch.testing.assert_close(plain(tokens), marked(tokens))
+        marked.marks[:, 1] = 1
+        before = marked(tokens)
+        marked.marks[:, 0] = -1
+    assert not torch.allclose(before, marked(tokens))
+
+
+def test_a_step_reads_its_examples_and_rates_from_its_own_tensors() -> None:
+    """What a captured step does on a GPU: the same tensors, filled anew, and a count that is a tensor."""
+    settings = sweep.Settings(**SMALL)
+    examples = sweep.make_examples(settings.training_sizes, 8, 0, 80, torch.device("cpu"))
+    model = Stack(8, 2, 80, [0, 1], causal=True)
+    steps = Steps(model, StackedAdamW(model), examples, 4)
+    kept = [steps.index, steps.rates, steps.losses, *steps.optimizer.state(), *model.parameters()]
+    places = [tensor.data_ptr() for tensor in kept]
+    for step in range(1, 4):
+        before = steps.optimizer.flat.clone()
+        steps.run((4, 16), torch.randint(8, (2, 4)), torch.tensor([1e-3, 0.0]))
+        assert [float(power) for power in steps.optimizer.powers] == pytest.approx([0.9**step, 0.999**step])
+        moved = [
+            bool((p[copy] != q[copy]).any()) for copy in (0, 1) for p, q in [(model.embedding, _like(before, model))]
+        ]
+        assert moved == [True, False]
+    assert [tensor.data_ptr() for tensor in kept] == places
+    assert all(p.grad is None for p in model.parameters())
+
+
+def _like(flat: torch.Tensor, model: Stack) -> torch.Tensor:
+    """The embeddings in a copy of the flat parameters: they come first."""
+    assert next(iter(model.parameters())) is model.embedding
+    return flat[: model.embedding.numel()].view_as(model.embedding)
+
+
+def test_without_a_capture_the_models_are_as_before(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = sweep.Settings(**SMALL)
+    examples = sweep.make_examples(settings.training_sizes, 8, 0, 80, torch.device("cpu"))
+    model = Stack(8, 2, 80, [0, 1], causal=True)
+    steps = Steps(model, StackedAdamW(model), examples, 4)
+    before = [tensor.clone() for tensor in steps.optimizer.state()]
+
+    def fails(sizes: object) -> None:
+        steps.rates.fill_(1e-2)
+        steps._step((4, 16))  # a warm-up
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(steps, "_captured", fails)
+    assert not steps.capture(settings.training_sizes)
+    assert "not captured as a CUDA graph (operation not permitted when stream is capturing)" in caplog.text
+    for tensor, was in zip(steps.optimizer.state(), before, strict=True):
+        assert torch.equal(tensor, was)
+
+
+def test_a_capture_warms_up_records_and_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of things, with a graph that calls the step in place of replaying it."""
+
+    class Graph:
+        def __init__(self) -> None:
+            made.append(self)
+
+        def replay(self) -> None:
+            seen.append("replay")
+            Steps._step(steps, size)
+
+    class Stream:
+        def wait_stream(self, other: object) -> None:
+            seen.append("wait")
+
+    @contextmanager
+    def recording(graph: Graph, pool: object) -> Iterator[None]:
+        assert pool == "pool"
+        seen.append("capture")
+        yield
+        seen.append("captured")
+
+    made: list[Graph] = []
+    seen: list[str] = []
+    for name, value in {
+        "CUDAGraph": Graph, "Stream": Stream, "graph": recording, "graph_pool_handle": lambda: "pool",
+        "stream": lambda _: nullcontext(), "current_stream": Stream,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    settings, size = sweep.Settings(**SMALL), (4, 16)
+    examples = sweep.make_examples(settings.training_sizes, 8, 0, 80, torch.device("cpu"))
+    results = []
+    for capture in (True, False):
+        model = Stack(8, 2, 80, [0, 1], causal=True)
+        steps = Steps(model, StackedAdamW(model), examples, 4)
+        if capture:
+            real = steps._step
+            monkeypatch.setattr(steps, "_step", lambda size, real=real: (seen.append("step"), real(size)))
+            assert steps.capture([size])
+            assert seen == ["wait", *["step"] * 3, "wait", "capture", "step", "captured"]
+            assert len(made) == 1
+        for start in (0, 4):
+            steps.run(size, torch.arange(start, start + 4).repeat(2, 1), torch.tensor([1e-2, 2e-2]))
+        results.append([*steps.optimizer.state(), steps.losses])
+    assert seen[-2:] == ["replay", "replay"]
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_rate_is_held_and_falls() -> None:
+    settings = sweep.Settings(**{**SMALL, "steps": 100, "warmup": 0.1, "hold": 0.5})
+    shares = [sweep._share_of_rate(settings, step) for step in range(1, 101)]
+    assert shares[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
+    assert shares[9:50] == [1.0] * 41
+    assert shares[49:] == sorted(shares[49:], reverse=True)
+    assert shares[-1] == pytest.approx(0)
+
+
+def test_pairs_take_the_place_of_the_papers() -> None:
+    settings = sweep.Settings(**{**SMALL, "pairs": ((2, 16), (16, 2), (4, 8))})
+    assert settings.training_sizes == settings.evaluation_sizes == ((2, 16), (16, 2), (4, 8), (8, 4))
+
+
+def test_points_from_before_a_setting_existed_are_taken(tmp_path: Path) -> None:
+    found = {"settings": {key: list(v) if isinstance(v, tuple) else v for key, v in SMALL.items()}}
+    sweep._same(found, sweep.Settings(**SMALL), tmp_path)
+    with pytest.raises(UserError, match=r"other settings \(marked\)"):
+        sweep._same(found, sweep.Settings(**SMALL, marked=True), tmp_path)
+
+
 def test_state_bytes_by_hand() -> None:
     # two attentions: 2 heads, 1 + 2 + 3 features, 4 values and the sum of the features; two convolutions: 2 inputs of 8
     assert state_bytes(8, 2) == 4 * (2 * (2 * 6 * 5) + 2 * (2 * 8))
@@ -115,6 +270,12 @@ def test_frame_and_figure(tmp_path: Path) -> None:
     assert frame["accuracy"].between(0, 1).all()
     means = figure.by_order(frame)
     assert means["best"].sum() == 1
+    best = means.query("best").iloc[0]
+    pairs = figure.by_pair(frame)
+    assert len(pairs) == len(settings.evaluation_sizes) / 2
+    assert pairs["difference"].mean() == pytest.approx(best["difference"])
+    assert (pairs["guess"] == 1 / pairs["shorter"]).all()
+    assert figure.pair_summary(frame).count("\n") == len(pairs)
     figure.draw(frame, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
@@ -126,9 +287,21 @@ def test_command_line_and_bad_input(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, [*base, *small, *shape], catch_exceptions=False)
     assert "1 points" in result.output
     assert (tmp_path / "scores.csv").is_file()
+    marked = ["--preset", "marked", "--pairs", "2x4", *small, *shape]
+    base[2] = str(tmp_path / "marked")
+    CliRunner().invoke(cli, [*base, *marked], catch_exceptions=False)
+    ran = json.loads((tmp_path / "marked" / "points" / "width8-features2-causal.json").read_text())["settings"]
+    assert (ran["marked"], ran["pairs"], ran["vocabulary"]) == (True, [[2, 4]], 100)
+    with pytest.raises(UserError, match=r"other settings \(marked\)"):
+        CliRunner().invoke(cli, [*base, *marked, "--unmarked"], catch_exceptions=False)
+    base[2] = str(tmp_path)
     for wrong, says in [
         (["--widths", "7", "--features", "2"], "7 does not split into 2 heads"),
-        (["--widths", "8,x"], "is no list of numbers"),
+        (["--widths", "8,x"], "is no list such as 4,8,16"),
+        (["--pairs", "4-16"], "is no list such as 4x16,4x64"),
+        (["--pairs", "0x16"], "at least one element"),
+        (["--hold", "1"], "hold: a share of the steps"),
+        (["--beta2", "1"], "beta2: must be between"),
         (["--limit", "8"], "no pair of sets"),
         (["--vocabulary", "40"], "for a set of 128; lower limit"),
         (["--curriculum", "2"], "a share of the steps"),
