@@ -99,6 +99,13 @@ def bench() -> None:
 @click.option("--heads", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--feature-dim", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--head-dim", type=click.IntRange(1), default=64, show_default=True)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.05),
+    default=1.0,
+    show_default=True,
+    help="Of timing, about, for each form at each point on a GPU; never fewer than three rounds.",
+)
 @click.option("--plot/--no-plot", default=True, help="Write a log-log plot into the output folder.")
 @threads_option
 @device_option
@@ -110,6 +117,7 @@ def kernels(
     heads: int,
     feature_dim: int,
     head_dim: int,
+    seconds: float,
     plot: bool,
     threads: int | None,
     device: str,
@@ -125,8 +133,10 @@ def kernels(
     if output and plot and find_spec("matplotlib") is None:
         raise UserError("plots need matplotlib: pip install 'jrt-eval[report]', or pass --no-plot")
     sizes = {"heads": heads, "d": feature_dim, "f": head_dim, "device": place}
-    measure = _gpu_kernels if device == "cuda" else _cpu_kernels
-    measure(lengths, batches, batch, sizes, plot, output)
+    if device == "cuda":
+        _gpu_kernels(lengths, batches, batch, seconds, sizes, plot, output)
+    else:
+        _cpu_kernels(lengths, batches, batch, sizes, plot, output)
 
 
 def _say(facts: dict[str, Any]) -> None:
@@ -211,6 +221,7 @@ def _gpu_kernels(
     lengths: list[int] | None,
     batches: list[int] | None,
     batch: int | None,
+    seconds: float,
     sizes: dict[str, Any],
     plot: bool,
     output: Path | None,
@@ -225,7 +236,7 @@ def _gpu_kernels(
     _say(facts)
     click.echo(f"\n{shape.heads} heads, feature dim {shape.d}, head dim {shape.f}, bfloat16; medians")
     rows: list[cuda.Row] = []
-    for found in cuda.measure(shape, cuda.points(lengths or cuda.LENGTHS, batches, batch), batches):
+    for found in cuda.measure(shape, cuda.points(lengths or cuda.LENGTHS, batches, batch), batches, seconds):
         rows += found  # printed and written as they come: a long run may be cut off
         first = found[0]
         what = f"decode step, batch {first.batch}"

@@ -208,13 +208,14 @@ def _expected(form: Form, point: Point, before: Mapping[str, Row]) -> float:
 class Ceilings:
     """A copy and a matrix product, timed beside every form: what this GPU does at that moment."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, seconds: float = 1.0) -> None:
+        self.seconds = seconds  # for each form at each point, about
         real = device.type == "cuda"  # a processor only tries this file out
         self.copy = Copy(device, 1 << 30 if real else 1 << 16)
         self.matmul = Matmul(device, DTYPE, 8192 if real else 32)
 
     def timings(self, runs: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, Timing]:
-        return timings({COPY: self.copy, MATMUL: self.matmul, **runs}, device, seconds=1.0)
+        return timings({COPY: self.copy, MATMUL: self.matmul, **runs}, device, seconds=self.seconds)
 
     def row(self, row: Row, taken: Mapping[str, Timing]) -> Row:
         """The row with its time, if it has one, and the ceilings of the same rounds."""
@@ -347,9 +348,9 @@ def _graph(step: Callable[[TaylorState], Tensor], states: list[TaylorState]) -> 
     return graph.replay
 
 
-def measure(shape: Shape, sweeps: list[Point], batches: list[int]) -> Iterator[list[Row]]:
+def measure(shape: Shape, sweeps: list[Point], batches: list[int], seconds: float = 1.0) -> Iterator[list[Row]]:
     """The rows of each point as they are measured, then those of a decode step of each batch size."""
-    candidates, ceilings, before = forms(), Ceilings(shape.device), dict[str, Row]()
+    candidates, ceilings, before = forms(), Ceilings(shape.device, seconds), dict[str, Row]()
     with torch.no_grad():
         for point in sweeps:
             rows = prefill(shape, point, candidates, before, ceilings)
