@@ -19,7 +19,7 @@ enum Kernel : int { kGeneric = 0, kTensorCores = 1, kHopper = 2 };
 // Causal linear attention over a state.
 struct LinearArgs {
   View q, k, v;        // q.data null: only the final state is wanted
-  View k_enc, v_enc;   // an encoder's tokens, summed up before the first; data null: none; kHopper in one segment only
+  View k_enc, v_enc;   // an encoder's tokens, summed up before the first, instead of kv_in; data null: none; kHopper with q only
   void* y;             // (batch, length, heads, head_dim), contiguous
   float* denominator;  // (batch, length, heads), or null
   const float* kv_in;  // (batch, heads, features, head_dim), or null: zeros
@@ -29,9 +29,10 @@ struct LinearArgs {
   const float* mask;   // (batch, length), or null
   const float* mask_enc;  // (batch, length_enc), or null
   const float* decay;  // (heads), or null; generic only
-  float* scratch;      // (batch * heads, segments, features * (head_dim + 1)), or null where segments is 1
+  float* scratch;      // (batch * heads, segments_enc + segments, features * (head_dim + 1)), or null where that is one part
   int64_t batches, length, length_enc, heads, dim, features, head_dim;
   int64_t segments;    // into how many parts a row is cut, each by its own block; 1 for generic
+  int64_t segments_enc;  // the same of an encoder's tokens; 0: not by blocks of their own (where segments is 1), or none
   int dtype;
   bool taylor;         // Taylor features of q and k, normalised; else q and k are the features
 };

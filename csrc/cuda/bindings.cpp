@@ -26,7 +26,7 @@ void linear(Address q, Int qb, Int ql, Int qh, Int qd, Address k, Int kb, Int kl
             Int vd, Address k_enc, Int keb, Int kel, Int keh, Int ked, Address v_enc, Int veb, Int vel, Int veh, Int ved, Address y,
             Address denominator, Address kv_in, Address k_in, Address kv_out, Address k_out, Address mask, Address mask_enc, Address decay,
             Address scratch, Int batches, Int length, Int length_enc, Int heads, Int dim, Int features, Int head_dim, Int segments,
-            int dtype, bool taylor, int kernel, Address stream) {
+            Int segments_enc, int dtype, bool taylor, int kernel, Address stream) {
   const jrt_cuda::LinearArgs p{{pointer<void>(q), qb, ql, qh, qd},
                                {pointer<void>(k), kb, kl, kh, kd},
                                {pointer<void>(v), vb, vl, vh, vd},
@@ -50,6 +50,7 @@ void linear(Address q, Int qb, Int ql, Int qh, Int qd, Address k, Int kb, Int kl
                                features,
                                head_dim,
                                segments,
+                               segments_enc,
                                dtype,
                                taylor};
   check(jrt_cuda::linear(p, jrt_cuda::Kernel(kernel), pointer<void>(stream)));
@@ -107,7 +108,7 @@ void conv(Address a, Int ab, Int al, Int ac, Address b, Int bb, Int bl, Int bc, 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of jrt-eval; call them through jrt_eval.kernels.";
   // Raised by one whenever a signature changes, so that a stale build is named instead of crashing.
-  m.attr("ABI") = 2;
+  m.attr("ABI") = 3;
   m.attr("HOPPER") = jrt_cuda::has_hopper();
   m.def("linear", &linear);
   m.def("step", &step);

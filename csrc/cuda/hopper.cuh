@@ -26,7 +26,6 @@ constexpr int kHalfRow = 1088;  // of k: from the first 8 dims of 64 tokens to t
 constexpr int kQueryRow = 80;   // of q: a token's 16 dims, twice, so that each rotation of them is a straight read; and 16 bytes for the banks
 
 struct HopperStage {
-  alignas(16) unsigned char q[kChunk * kQueryRow];
   alignas(16) unsigned char k[2 * kHalfRow];
   float weight[kChunk];  // the mask's numbers; 0 past the end; where there is a mask
 };
@@ -34,9 +33,11 @@ struct HopperShared {
   alignas(1024) unsigned char phi[5][kChunk * 64];      // phi(k): [32 features][token][feature]
   alignas(1024) unsigned char state[5][kColumns * 64];  // S': [32 features][column of v][feature]
   alignas(1024) unsigned char v[kHopperStages][kChunk * 128];
-  alignas(1024) unsigned char y[kChunk * 128];
   HopperStage stage[kHopperStages];
   uint2 sums[4][32];  // of each warp and lane: two rows of G as bf16, or two dims of K
+  // What follows is there only where outputs are computed; without it three blocks fit on a multiprocessor.
+  alignas(1024) unsigned char y[kChunk * 128];
+  alignas(16) unsigned char q[kHopperStages][kChunk * kQueryRow];
 };
 
 // The sums that the normaliser is made of. Warps 0 and 1 hold 8 columns of G each, as accumulators; of warp 1 the upper and lower 8 rows
@@ -66,7 +67,7 @@ JRT_DEVICE void load_chunk(HopperShared& sh, Run& run, int stage, int thread) {
   const int left = run.tokens - run.loaded;
   const bool there = thread / 2 < left;
   if (queries) {
-    unsigned char* row = to.q + (thread / 2) * kQueryRow + (thread & 1) * 16;
+    unsigned char* row = sh.q[stage] + (thread / 2) * kQueryRow + (thread & 1) * 16;
     copy16(row, run.q, there);
     copy16(row + 32, run.q, there);
     run.q += kChunk * run.q_step;
@@ -302,7 +303,7 @@ JRT_DEVICE int slot_place(int slot, float& weight) {
 template <bool outputs, bool masked>
 __global__ void
 #ifndef JRT_EMULATE
-__launch_bounds__(kHopperThreads, 2)
+__launch_bounds__(kHopperThreads, outputs ? 2 : 3)
 #endif
 hopper_kernel(const PrefillParams p) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)  // other architectures get an empty kernel, which nothing launches
@@ -313,8 +314,10 @@ hopper_kernel(const PrefillParams p) {
   const int bh = blockIdx.x, segment = blockIdx.y, first_column = blockIdx.z * kColumns;
   const int64_t b = bh / a.heads, h = bh % a.heads;
   const int f = int(a.head_dim), columns = f - first_column < kColumns ? f - first_column : kColumns;
-  const int64_t begin = segment * p.segment;
-  const int64_t end = begin + p.segment < a.length ? begin + p.segment : a.length;
+  // Where only sums are computed, an encoder's segments come before the others.
+  const bool early = !outputs && segment < a.segments_enc;
+  const int64_t begin = early ? segment * p.segment_enc : (outputs ? segment : segment - a.segments_enc) * p.segment;
+  auto until = [&](int64_t tokens, int64_t length) { return begin + tokens < length ? begin + tokens : length; };
 
   auto run_over = [&](const View* q, const View& k, const View& v, const float* mask, int64_t first, int64_t tokens) {
     auto from = [&](const View& x, int token, int piece) {
@@ -329,7 +332,10 @@ hopper_kernel(const PrefillParams p) {
     run.inside = (thread & 7) * 8 < columns;
     return run;
   };
-  Run run = run_over(outputs ? &a.q : nullptr, a.k, a.v, masked && a.mask ? a.mask + b * a.length : nullptr, begin, end - begin);
+  const float* mask = masked && a.mask ? a.mask + b * a.length : nullptr;
+  const float* mask_enc = masked && a.mask_enc ? a.mask_enc + b * a.length_enc : nullptr;
+  Run run = early ? run_over(nullptr, a.k_enc, a.v_enc, mask_enc, begin, until(p.segment_enc, a.length_enc) - begin)
+                  : run_over(outputs ? &a.q : nullptr, a.k, a.v, mask, begin, until(p.segment, a.length) - begin);
   const Operands operands(sh);
 
   // Lane (g, t): rows 16 warp + g (+ 8), which are columns of v; of them slots 8 j + 2t, + 1.
@@ -355,13 +361,10 @@ hopper_kernel(const PrefillParams p) {
     }
   }
 
-  if (a.k_enc.data) {
-    const float* mask = masked && a.mask_enc ? a.mask_enc + b * a.length_enc : nullptr;
-    sum_up<masked>(s, sums, sh, operands, run_over(nullptr, a.k_enc, a.v_enc, mask, 0, a.length_enc), thread);
-  }
   if constexpr (!outputs) {
     sum_up<masked>(s, sums, sh, operands, run, thread);
   } else {
+    if (a.k_enc.data) sum_up<masked>(s, sums, sh, operands, run_over(nullptr, a.k_enc, a.v_enc, mask_enc, 0, a.length_enc), thread);
     const uint32_t quarter = pack(0.25f, 0.25f), sixteenth = pack(0.0625f, 0.0625f), thirtysecond = pack(0.03125f, 0.03125f);
     load_first<true, masked>(sh, run, thread);
     share_sums(sh, sums, warp, lane);
@@ -386,7 +389,7 @@ hopper_kernel(const PrefillParams p) {
       for (int up = 0; up < 2; ++up)
 #pragma unroll
         for (int n = 0; n < 8; ++n)
-          x[up][n] = *reinterpret_cast<const uint32_t*>(now.q + (16 * tile + g + 8 * up) * kQueryRow + 4 * (t + n));
+          x[up][n] = *reinterpret_cast<const uint32_t*>(sh.q[stage] + (16 * tile + g + 8 * up) * kQueryRow + 4 * (t + n));
       // The small products first: behind the large ones they would have to wait. Scores, G q, and the sums.
       const uint32_t query[4] = {x[0][0], x[1][0], x[0][4], x[1][4]};
       float scores[4][2][4], turned[2][4] = {};

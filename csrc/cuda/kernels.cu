@@ -1,6 +1,7 @@
 // Launches: which kernel, with what grid and how much shared memory.
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 
 #include "conv.cuh"
 #include "generic.cuh"
@@ -39,7 +40,7 @@ struct TensorCores {
 struct Hopper {
   template <bool outputs, bool masked>
   static int launch_as(const PrefillParams& p, int64_t segments, cudaStream_t stream) {
-    const size_t bytes = sizeof(HopperShared);
+    const size_t bytes = outputs ? sizeof(HopperShared) : offsetof(HopperShared, y);
     if (const int error = allow_shared(hopper_kernel<outputs, masked>, bytes)) return error;
     const dim3 grid(unsigned(p.a.batches * p.a.heads), unsigned(segments), unsigned((p.a.head_dim + kColumns - 1) / kColumns));
     JRT_LAUNCH((hopper_kernel<outputs, masked>), grid, kHopperThreads, bytes, stream, p);
@@ -54,6 +55,7 @@ struct Hopper {
 #endif
 
 // A row as one block walks over it, or cut into segments: the sums of each but the last, then what comes before each, then the outputs.
+// An encoder's tokens are then further segments in front, of which only the sums are wanted.
 template <typename Kernel>
 int prefill(const LinearArgs& a, cudaStream_t stream) {
   const int64_t heads = a.batches * a.heads, kv = a.features * a.head_dim, both = kv + a.features;
@@ -66,6 +68,10 @@ int prefill(const LinearArgs& a, cudaStream_t stream) {
   const int64_t chunks = (a.length + kChunk - 1) / kChunk;
   p.segment = (chunks + a.segments - 1) / a.segments * kChunk;
   const int64_t segments = std::max<int64_t>(1, (a.length + p.segment - 1) / p.segment);
+  const int64_t chunks_enc = (a.length_enc + kChunk - 1) / kChunk;
+  p.segment_enc = a.segments_enc > 0 ? (chunks_enc + a.segments_enc - 1) / a.segments_enc * kChunk : 0;
+  p.a.segments_enc = p.segment_enc > 0 ? (a.length_enc + p.segment_enc - 1) / p.segment_enc : 0;
+  const int64_t before = p.a.segments_enc, all = before + segments;
   const bool outputs = a.q.data != nullptr;
   p.kv_in = a.kv_in;
   p.k_in = a.k_in;
@@ -76,26 +82,30 @@ int prefill(const LinearArgs& a, cudaStream_t stream) {
   p.kv_out_head = kv;
   p.k_out_head = a.features;
   p.only_last_out = true;
-  if (segments == 1) {
+  if (all == 1) {
     return outputs ? Kernel::template launch<true>(p, 1, stream) : Kernel::template launch<false>(p, 1, stream);
   }
   PrefillParams sums = p;
   sums.kv_in = sums.k_in = nullptr;
   sums.kv_out = a.scratch;
   sums.k_out = a.scratch + kv;
-  sums.kv_out_head = sums.k_out_head = segments * both;
+  sums.kv_out_head = sums.k_out_head = all * both;
   sums.kv_out_segment = sums.k_out_segment = both;
   sums.only_last_out = false;
-  const int64_t filled = outputs ? segments - 1 : segments;
+  const int64_t filled = outputs ? all - 1 : all;
   if (const int error = Kernel::template launch<false>(sums, filled, stream)) return error;
   const dim3 grid(unsigned(heads), unsigned((both + 255) / 256));
   JRT_LAUNCH((prefix_sums), grid, 256, 0, stream, a.scratch, a.kv_in, a.k_in, outputs ? nullptr : a.kv_out, outputs ? nullptr : a.k_out,
-                                        int(filled), int(segments), int(both), int(kv));
+                                        int(filled), int(outputs ? before : all), int(all), int(both), int(kv));
   if (const int error = cudaGetLastError()) return error;
   if (!outputs) return cudaSuccess;
-  p.kv_in = a.scratch;
-  p.k_in = a.scratch + kv;
-  p.kv_in_head = p.k_in_head = segments * both;
+  if (before) {  // in the states already
+    p.a.k_enc.data = p.a.v_enc.data = nullptr;
+    p.a.mask_enc = nullptr;
+  }
+  p.kv_in = a.scratch + before * both;
+  p.k_in = p.kv_in + kv;
+  p.kv_in_head = p.k_in_head = all * both;
   p.kv_in_segment = p.k_in_segment = both;
   return Kernel::template launch<true>(p, segments, stream);
 }

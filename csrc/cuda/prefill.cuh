@@ -43,6 +43,7 @@ struct PrefillShared {
 struct PrefillParams {
   LinearArgs a;
   int64_t segment;       // tokens of a segment, a multiple of kChunk (the last may have fewer)
+  int64_t segment_enc;   // the same of an encoder's tokens
   // Where segment s of head bh finds its initial state and leaves its final one: base + bh * head_step + s * segment_step; or null.
   const float *kv_in, *k_in;
   float *kv_out, *k_out;
@@ -474,10 +475,11 @@ prefill_kernel(const PrefillParams p) {
   }
 }
 
-// Sums of segments, (heads, segments, size) -> the state before each segment, in place; the sum of all into `total` where wanted.
-// `filled` segments hold sums; the others are only written. Element n < split is the state's kv, the rest its k.
-__global__ void prefix_sums(float* sums, const float* kv_in, const float* k_in, float* kv_total, float* k_total, int filled,
+// Sums of segments, (heads, segments, size) -> the state before each segment from `first` on, in place; the sum of all into `total`
+// where wanted. `filled` segments hold sums; the others are only written. Element n < split is the state's kv, the rest its k.
+__global__ void prefix_sums(float* sums, const float* kv_in, const float* k_in, float* kv_total, float* k_total, int filled, int first,
                             int segments, int size, int split) {
+  constexpr int kAtOnce = 8;  // segments whose sums are on their way together: one after the other is one wait for each
   const int n = blockIdx.y * blockDim.x + threadIdx.x;
   if (n >= size) return;
   const int64_t bh = blockIdx.x;
@@ -485,10 +487,15 @@ __global__ void prefix_sums(float* sums, const float* kv_in, const float* k_in, 
   const bool kv = n < split;
   float run = 0.f;
   if (kv_in) run = kv ? kv_in[bh * split + n] : k_in[bh * (size - split) + n - split];
-  for (int segment = 0; segment < segments; ++segment) {
-    const float here = segment < filled ? at[int64_t(segment) * size] : 0.f;
-    at[int64_t(segment) * size] = run;
-    run += here;
+  for (int from = 0; from < segments; from += kAtOnce) {
+    float here[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) here[i] = from + i < filled ? at[int64_t(from + i) * size] : 0.f;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (from + i >= first && from + i < segments) at[int64_t(from + i) * size] = run;
+      run += here[i];
+    }
   }
   if (kv_total) (kv ? kv_total[bh * split + n] : k_total[bh * (size - split) + n - split]) = run;
 }

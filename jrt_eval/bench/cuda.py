@@ -139,10 +139,8 @@ def moved_bytes(operator: str, shape: Shape, point: Point, parts: int, encoder_p
         return tokens * length * (into - 1) // into + 4 * (into - 1) * state
 
     moved = least_bytes(operator, shape, point) + state + cut(point.length, parts)
-    if (
-        operator == PREFIX and parts > 1
-    ):  # else one launch; the encoder sums in one pass whatever its parts: no token twice
-        moved += 2 * state + 2 * (encoder_parts - 1) * state
+    if operator == PREFIX and parts > 1:  # else one launch: no token twice, and the encoder's sums stay in registers
+        moved += 2 * encoder_parts * state + 2 * state  # written and read; and the state before the first part
     return moved
 
 
@@ -154,7 +152,8 @@ def _parts(shape: Shape, point: Point) -> tuple[int, int]:
 
     processors = torch.cuda.get_device_properties(shape.device).multi_processor_count
     rows = point.batch * shape.heads
-    return cuda.segments(rows, point.length, processors), cuda.segments(rows, point.encoder, processors)
+    parts = cuda.segments(rows, point.length, processors)
+    return parts, cuda.encoder_segments(point.encoder, point.length, parts)
 
 
 def inputs(shape: Shape, batch: int, length: int, encoder: int) -> Inputs:

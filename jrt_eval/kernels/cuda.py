@@ -56,6 +56,12 @@ def segments(rows: int, length: int, processors: int) -> int:
     return max(1, min(2 * processors // max(1, rows), length // (4 * CHUNK)))
 
 
+def encoder_segments(encoder: int, length: int, parts: int) -> int:
+    """Into how many parts an encoder's tokens are cut beside a sequence that is cut into `parts`: none has more tokens than there."""
+    part = -(-(-(-length // CHUNK)) // parts) * CHUNK
+    return -(-encoder // part)
+
+
 def _fast(v: Tensor, dim: int, decay: Tensor | None) -> bool:
     return v.dtype != torch.float32 and dim <= FAST_FEATURE_DIM and v.shape[-1] <= FAST_HEAD_DIM and decay is None
 
@@ -117,13 +123,13 @@ def _linear(
     if kernel != GENERIC:
         rows = batch * heads * (-(-head_dim // HOPPER_COLUMNS) if kernel == HOPPER else 1)
         parts = segments(rows, length, _facts(v.device.index)[0])
-    if (
-        k_enc is not None
-        and v_enc is not None
-        and (kernel != HOPPER or parts > 1 or not k_enc.numel() or not v.numel())
-    ):
-        _, kv, k_sum, _ = _linear(None, k_enc, v_enc, None, None, mask_enc, None, True, False)
-        k_enc = v_enc = mask_enc = None
+    parts_enc = 0
+    if k_enc is not None and v_enc is not None:
+        if kernel != HOPPER or not k_enc.numel() or not v.numel():
+            _, kv, k_sum, _ = _linear(None, k_enc, v_enc, None, None, mask_enc, None, True, False)
+            k_enc = v_enc = mask_enc = None
+        elif parts > 1:
+            parts_enc = encoder_segments(k_enc.shape[1], length, parts)
     y = v.new_empty(v.shape if q is not None else (0,))
     denominator = v.new_empty(v.shape[:3] if normaliser else (0,), dtype=torch.float32)
     kv_out = v.new_empty((batch, heads, n, head_dim), dtype=torch.float32)
@@ -133,7 +139,8 @@ def _linear(
         k_out = k_out.zero_() if k_sum is None else k_out.copy_(k_sum)
         return y, kv_out, k_out, denominator
     kv, k_sum, mask, mask_enc, decay = (single(x) for x in (kv, k_sum, mask, mask_enc, decay))
-    scratch = v.new_empty(batch * heads * parts * n * (head_dim + 1) if parts > 1 else 0, dtype=torch.float32)
+    sums = (parts_enc + parts) * n * (head_dim + 1) if parts > 1 else 0
+    scratch = v.new_empty(batch * heads * sums, dtype=torch.float32)
     with torch.cuda.device(v.device):
         _c.linear(
             *_view(q),
@@ -159,6 +166,7 @@ def _linear(
             n,
             head_dim,
             parts,
+            parts_enc,
             DTYPES[v.dtype],
             taylor,
             kernel,

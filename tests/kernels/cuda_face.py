@@ -51,7 +51,7 @@ def linear(batch: int, length: int, d: int, f: int, prefix: int | None = None, *
     assert y.shape == v.shape
     assert (kv.shape[2], k_sum.shape[2]) == ((d + 1) * (d + 2) // 2,) * 2
     made = calls[before:]
-    return len(made), made[-1][1][-2] if made else -1, made[-1][1][-5] if made else 0
+    return len(made), made[-1][1][-2] if made else -1, made[-1][1][-6] if made else 0
 
 
 with torch.no_grad():
@@ -59,7 +59,14 @@ with torch.no_grad():
     assert linear(2, 16384, 16, 64) == (1, cuda.HOPPER, 33)  # one round of blocks, two for each multiprocessor
     assert linear(2, 16384, 16, 128)[2] == 16  # two columns of blocks
     assert linear(64, 100, 16, 64, prefix=50) == (1, cuda.HOPPER, 1)  # encoder and tokens in one launch
-    assert linear(2, 16384, 16, 64, prefix=50) == (2, cuda.HOPPER, 33)  # cut: the encoder first
+    for prefix, parts in (
+        (50, 1),
+        (8192, 16),
+        (8193, 17),
+        (0, 0),
+    ):  # cut: so is the encoder, into parts of 512 tokens as well
+        assert linear(2, 16384, 16, 64, prefix=prefix) == (1, cuda.HOPPER, 33)
+        assert calls[-1][1][-5] == parts
     assert linear(2, 100, 16, 32)[1] == cuda.TENSOR_CORES
     assert linear(2, 100, 8, 64, prefix=50)[:2] == (2, cuda.TENSOR_CORES)
     assert linear(2, 100, 16, 64, dtype=torch.float16)[1] == cuda.TENSOR_CORES

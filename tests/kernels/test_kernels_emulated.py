@@ -33,7 +33,7 @@ class Linear(ctypes.Structure):
     _fields_ = [
         *fields("q k v k_enc v_enc", View),
         *fields("y denominator kv_in k_in kv_out k_out mask mask_enc decay scratch", Pointer),
-        *fields("batches length length_enc heads dim features head_dim segments", Int),
+        *fields("batches length length_enc heads dim features head_dim segments segments_enc", Int),
         ("dtype", ctypes.c_int),
         ("taylor", ctypes.c_bool),
     ]
@@ -118,7 +118,7 @@ def test_prefill(
     mask = (torch.rand(1, length, generator=g) < 0.7).float() if masked else None
     y, kv_out, k_out = poison(1, length, heads, f, dtype=dtype), poison(1, heads, n, f), poison(1, heads, n)
     scratch = poison(heads * segments * n * (f + 1))
-    sizes = (1, length, 0, heads, d, n, f, segments, DTYPES[dtype], True)
+    sizes = (1, length, 0, heads, d, n, f, segments, 0, DTYPES[dtype], True)
     outputs = (at(y), 0, at(kv), at(k_sum), at(kv_out), at(k_out), at(mask), 0, 0, at(scratch))
     args = Linear(view(q), view(k), view(v), NOWHERE, NOWHERE, *outputs, *sizes)
     assert emulated.emulated_linear(ctypes.byref(args), kernel) == 0
@@ -132,22 +132,37 @@ def test_prefill(
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_prefix(emulated: ctypes.CDLL, masked: bool) -> None:
-    """Encoder and decoder in one launch."""
+@pytest.mark.parametrize(
+    ("length", "encoder", "f", "segments", "segments_enc"),
+    [(100, 130, 64, 1, 0), (200, 130, 64, 2, 2), (150, 1, 72, 2, 1), (130, 60, 64, 3, 1), (200, 200, 64, 2, 9)],
+)
+def test_prefix(
+    emulated: ctypes.CDLL, length: int, encoder: int, f: int, segments: int, segments_enc: int, masked: bool
+) -> None:
+    """Encoder and decoder in one launch, or both cut into segments."""
     g = torch.Generator().manual_seed(5)
-    length, encoder, heads, d, f, n = 100, 130, 2, 16, 64, num_features(16)
+    heads, d, n = 2, 16, num_features(16)
     q, k, v, ke, ve = (
         torch.randn(1, rows, heads, dim, generator=g).bfloat16()
         for rows, dim in ((length, d), (length, d), (length, f), (encoder, d), (encoder, f))
     )
-    mask = (torch.rand(1, encoder, generator=g) < 0.7).float() if masked else None
+    mask = (torch.rand(1, length, generator=g) < 0.7).float() if masked else None
+    mask_enc = (torch.rand(1, encoder, generator=g) < 0.7).float() if masked else None
     y, denominator = poison(1, length, heads, f, dtype=torch.bfloat16), poison(1, length, heads)
-    sizes = (1, length, encoder, heads, d, n, f, 1, DTYPES[torch.bfloat16], True)
-    args = Linear(*(view(x) for x in (q, k, v, ke, ve)), at(y), at(denominator), 0, 0, 0, 0, 0, at(mask), 0, 0, *sizes)
+    kv_out, k_out = poison(1, heads, n, f), poison(1, heads, n)
+    scratch = poison(heads * (segments + segments_enc) * n * (f + 1))
+    sizes = (1, length, encoder, heads, d, n, f, segments, segments_enc, DTYPES[torch.bfloat16], True)
+    outputs = (at(y), at(denominator), 0, 0, at(kv_out), at(k_out), at(mask), at(mask_enc), 0, at(scratch))
+    args = Linear(*(view(x) for x in (q, k, v, ke, ve)), *outputs, *sizes)
     assert emulated.emulated_linear(ctypes.byref(args), HOPPER) == 0
-    kept = (ke, ve) if mask is None else tuple(x[:, mask[0] > 0] for x in (ke, ve))
-    assert oracle.error(y, oracle.taylor(q, k, v, kept)) < oracle.TOLERANCE[torch.bfloat16]
+    kept = (ke, ve) if mask_enc is None else tuple(x[:, mask_enc[0] > 0] for x in (ke, ve))
+    assert oracle.error(y, oracle.taylor(q, k, v, kept, mask=mask)) < oracle.TOLERANCE[torch.bfloat16]
     assert denominator.isfinite().all()
+    own = (k, v) if mask is None else tuple(x[:, mask[0] > 0] for x in (k, v))
+    both = [torch.cat(pair, 1).double().transpose(1, 2) for pair in zip(kept, own, strict=True)]
+    features, bound = feature_map(both[0]), oracle.state_tolerance("cuda", torch.bfloat16, d, f)
+    assert oracle.error(kv_out, features.transpose(-1, -2) @ both[1]) < bound
+    assert oracle.error(k_out, features.sum(-2)) < bound
 
 
 @pytest.mark.parametrize(("dtype", "d", "f"), [(torch.float32, 16, 64), (torch.bfloat16, 7, 33)])
