@@ -104,7 +104,7 @@ def bench() -> None:
     type=click.FloatRange(0.05),
     default=1.0,
     show_default=True,
-    help="Of timing, about, for each form at each point on a GPU; never fewer than three rounds.",
+    help="Of timing, about, for each form at each point on a GPU; never fewer than two rounds.",
 )
 @click.option("--plot/--no-plot", default=True, help="Write a log-log plot into the output folder.")
 @threads_option

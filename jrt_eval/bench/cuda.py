@@ -100,10 +100,11 @@ class Row:
 
 
 def points(lengths: Iterable[int], batches: Iterable[int], batch: int, length: int = LENGTH) -> list[Point]:
-    """Both sweeps, short to long and few to many; the point that they share is timed once."""
+    """Both sweeps, the fewest tokens first: a run that is cut off has what is cheap. The point that they share is timed once."""
     first = [Point("length", batch, each) for each in sorted(set(lengths))]
     shared = {point.batch for point in first if point.length == length}
-    return first + [Point("batch", each, length) for each in sorted(set(batches) - shared)]
+    second = [Point("batch", each, length) for each in sorted(set(batches) - shared)]
+    return sorted(first + second, key=lambda point: (point.batch * point.length, point.length))
 
 
 def state_bytes(shape: Shape, batch: int) -> int:
@@ -214,7 +215,7 @@ class Ceilings:
         self.matmul = Matmul(device, DTYPE, 8192 if real else 32)
 
     def timings(self, runs: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, Timing]:
-        return timings({COPY: self.copy, MATMUL: self.matmul, **runs}, device, seconds=self.seconds)
+        return timings({COPY: self.copy, MATMUL: self.matmul, **runs}, device, fewest=2, seconds=self.seconds)
 
     def row(self, row: Row, taken: Mapping[str, Timing]) -> Row:
         """The row with its time, if it has one, and the ceilings of the same rounds."""
@@ -348,15 +349,15 @@ def _graph(step: Callable[[TaylorState], Tensor], states: list[TaylorState]) -> 
 
 
 def measure(shape: Shape, sweeps: list[Point], batches: list[int], seconds: float = 1.0) -> Iterator[list[Row]]:
-    """The rows of each point as they are measured, then those of a decode step of each batch size."""
+    """The rows of a decode step of each batch size and then of each point, as they are measured."""
     candidates, ceilings, before = forms(), Ceilings(shape.device, seconds), dict[str, Row]()
     with torch.no_grad():
+        for batch in sorted(set(batches)):
+            yield decode(shape, batch, ceilings)
         for point in sweeps:
             rows = prefill(shape, point, candidates, before, ceilings)
             before.update((row.name, row) for row in rows if row.seconds is not None)
             yield rows
-        for batch in sorted(set(batches)):
-            yield decode(shape, batch, ceilings)
 
 
 HEADER = ["time", "of ours", "TFLOP/s", "GB at least", "moved/least", "of copy"]
@@ -400,7 +401,8 @@ def summary(rows: list[Row]) -> list[list[str]]:
         if row.sweep != "decode" and row.seconds is not None:
             points.setdefault((row.batch, row.length), {})[row.name] = row
     found = []
-    for (batch, length), here in points.items():
+    lengths = {(row.batch, row.length) for row in rows if row.sweep == "length"}
+    for (batch, length), here in sorted(points.items(), key=lambda item: (item[0] not in lengths, item[0])):
         line = [f"{batch} x {length:,}"]
         for name in (OURS, OURS_PREFIX):
             mine = here.get(name)

@@ -27,12 +27,17 @@ class Timing:
 
 
 def timings(
-    candidates: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int = 7, seconds: float = 2.0
+    candidates: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    *,
+    rounds: int = 7,
+    fewest: int = 3,
+    seconds: float = 2.0,
 ) -> dict[str, Timing]:
     """How long one call of each candidate takes.
 
     Every round times each candidate once, short ones several calls at a time; at most about `seconds` per candidate, and
-    never fewer than three rounds.
+    never fewer than `fewest` rounds.
     """
     calls: dict[str, int] = {}
     for name, run in candidates.items():
@@ -44,9 +49,9 @@ def timings(
         once = max(time.perf_counter() - start, 1e-7)
         calls[name] = max(1, min(1000, int(0.02 / once), int(seconds / rounds / once)))
     taken: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(max(3, rounds)):
+    for turn in range(max(fewest, rounds)):
         for name, run in candidates.items():
-            if turn >= 3 and sum(taken[name]) * calls[name] > seconds:
+            if turn >= fewest and sum(taken[name]) * calls[name] > seconds:
                 continue
             start = time.perf_counter()
             for _ in range(calls[name]):

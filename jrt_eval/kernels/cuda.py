@@ -58,7 +58,8 @@ def segments(rows: int, length: int, processors: int) -> int:
 
 def encoder_segments(encoder: int, length: int, parts: int) -> int:
     """Into how many parts an encoder's tokens are cut beside a sequence that is cut into `parts`: none has more tokens than there."""
-    part = -(-(-(-length // CHUNK)) // parts) * CHUNK
+    chunks = -(-length // CHUNK)
+    part = -(-chunks // parts) * CHUNK
     return -(-encoder // part)
 
 
