@@ -20,8 +20,8 @@ def test_there_are_four_and_they_are_small() -> None:
         assert folder is not None, f"{name} is not there"
         sizes.append(sum(path.stat().st_size for path in folder.iterdir()))
         assert (folder / "README.md").is_file()
-    assert max(sizes) < 4.3 * 2**20
-    assert sum(sizes) < 16 * 2**20
+    assert max(sizes) < 4.3e6
+    assert sum(sizes) < 16e6
 
 
 def test_the_task_holds_what_the_generator_makes() -> None:
@@ -30,7 +30,7 @@ def test_the_task_holds_what_the_generator_makes() -> None:
 
 
 # Intervals of 16 documents, wide enough for any platform's arithmetic. Of all 160 attention answers all, JRT-RNN 93%, Based
-# 77% once and 97% twice, Mamba about half.
+# 77% once and 97% twice, Mamba 53% once and all twice.
 @pytest.mark.parametrize(
     ("name", "task", "low", "high"),
     [
@@ -38,7 +38,8 @@ def test_the_task_holds_what_the_generator_makes() -> None:
         ("mini-jrt", "jrt_mini", 0.75, 1.0),
         ("mini-based", "jrt_mini", 0.5, 0.95),
         ("mini-based", "jrt_mini_twice", 0.85, 1.0),
-        ("mini-mamba", "jrt_mini", 0.15, 0.85),
+        ("mini-mamba", "jrt_mini", 0.2, 0.85),
+        ("mini-mamba", "jrt_mini_twice", 0.9, 1.0),
     ],
 )
 def test_a_mini_answers_as_its_card_says(name: str, task: str, low: float, high: float) -> None:
@@ -56,9 +57,10 @@ def test_a_mini_answers_as_its_card_says(name: str, task: str, low: float, high:
 
 
 @pytest.mark.slow
-def test_based_reads_with_the_question_in_mind() -> None:
-    """Reading twice helps Based because it heeds the question in front: with another one there, it fails."""
-    model = load_model("mini-based", device="cpu")
+@pytest.mark.parametrize(("name", "least", "most"), [("mini-based", 13, 10), ("mini-mamba", 14, 4)])
+def test_it_reads_with_the_question_in_mind(name: str, least: int, most: int) -> None:
+    """Reading twice helps because the model heeds the question in front: with another one there, it fails."""
+    model = load_model(name, device="cpu")
     tokenizer = load_tokenizer("mini")
 
     def right(asked: int) -> int:
@@ -75,5 +77,5 @@ def test_based_reads_with_the_question_in_mind() -> None:
             count += document.facts[key] in tokenizer.decode(out)
         return count
 
-    assert right(asked=0) >= 13
-    assert right(asked=14) <= 10
+    assert right(asked=0) >= least
+    assert right(asked=14) <= most
