@@ -20,8 +20,8 @@ def test_there_are_four_and_they_are_small() -> None:
         assert folder is not None, f"{name} is not there"
         sizes.append(sum(path.stat().st_size for path in folder.iterdir()))
         assert (folder / "README.md").is_file()
-    assert max(sizes) < 4.3e6
-    assert sum(sizes) < 16e6
+    assert max(sizes) < 4.3 * 2**20
+    assert sum(sizes) < 16 * 2**20
 
 
 def test_the_task_holds_what_the_generator_makes() -> None:
