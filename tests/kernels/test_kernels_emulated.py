@@ -131,13 +131,21 @@ def test_prefill(
     assert oracle.error(k_out, k_sum + fk.sum(-2)) < bound
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", ["", "both", "encoder", "tokens"])
 @pytest.mark.parametrize(
     ("length", "encoder", "f", "segments", "segments_enc"),
-    [(100, 130, 64, 1, 0), (200, 130, 64, 2, 2), (150, 1, 72, 2, 1), (130, 60, 64, 3, 1), (200, 200, 64, 2, 9)],
+    [
+        (100, 130, 64, 1, 0),
+        (200, 130, 64, 2, 2),
+        (150, 1, 72, 2, 1),
+        (130, 60, 64, 3, 1),
+        (200, 200, 64, 2, 9),
+        (700, 640, 64, 9, 10),  # more sums than are fetched at once
+        (50, 200, 64, 1, 2),  # only the encoder in parts
+    ],
 )
 def test_prefix(
-    emulated: ctypes.CDLL, length: int, encoder: int, f: int, segments: int, segments_enc: int, masked: bool
+    emulated: ctypes.CDLL, length: int, encoder: int, f: int, segments: int, segments_enc: int, masked: str
 ) -> None:
     """Encoder and decoder in one launch, or both cut into segments."""
     g = torch.Generator().manual_seed(5)
@@ -146,8 +154,10 @@ def test_prefix(
         torch.randn(1, rows, heads, dim, generator=g).bfloat16()
         for rows, dim in ((length, d), (length, d), (length, f), (encoder, d), (encoder, f))
     )
-    mask = (torch.rand(1, length, generator=g) < 0.7).float() if masked else None
-    mask_enc = (torch.rand(1, encoder, generator=g) < 0.7).float() if masked else None
+    mask, mask_enc = (
+        (torch.rand(1, rows, generator=g) < 0.7).float() if masked in ("both", side) else None
+        for rows, side in ((length, "tokens"), (encoder, "encoder"))
+    )
     y, denominator = poison(1, length, heads, f, dtype=torch.bfloat16), poison(1, length, heads)
     kv_out, k_out = poison(1, heads, n, f), poison(1, heads, n)
     scratch = poison(heads * (segments + segments_enc) * n * (f + 1))

@@ -138,6 +138,26 @@ def test_prefix_in_one_go(where: Where, d: int, f: int, length: int, prefix: int
     assert oracle.error(state.k, last.k) < bound
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("length", "prefix"), [(1500, 700), (1500, 1), (1100, 100), (1025, 2049)])
+@pytest.mark.parametrize("f", [64, 72])
+def test_a_long_row_after_a_prefix(where: Where, f: int, length: int, prefix: int, dtype: torch.dtype) -> None:
+    """Few and long rows, which GPUs cut into segments."""
+    backend, device = where
+    q, k, v = inputs(1, length, 2, 16, f, dtype, device)
+    _, ke, ve = inputs(1, prefix, 2, 16, f, dtype, device, seed=1)
+    seen = torch.arange(prefix, device=device)[None] < (prefix + 2) // 2
+    for mask_enc in (None, seen):
+        y, state = prefix_linear_attention(q, k, v, ke, ve, mask_enc=mask_enc, backend=backend)
+        kept = (ke, ve) if mask_enc is None else (ke[:, seen[0]], ve[:, seen[0]])
+        want = oracle.taylor(q.cpu(), k.cpu(), v.cpu(), tuple(x.cpu() for x in kept))  # type: ignore[arg-type]
+        assert oracle.error(y.cpu(), want) < TOLERANCE[dtype]
+        whole = encode_prefix(torch.cat([kept[0], k], 1), torch.cat([kept[1], v], 1), backend=backend)
+        bound = oracle.state_tolerance(backend, dtype, 16, f)
+        assert oracle.error(state.kv, whole.kv) < bound
+        assert oracle.error(state.k, whole.k) < bound
+
+
 def test_a_prefix_that_does_not_fit_is_named(where: Where) -> None:
     backend, device = where
     q, k, v = inputs(2, 5, 2, 16, 8, device=device)
