@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from jrt_eval.kernels import cuda, taylor_linear_attention
+from jrt_eval.kernels import backward, backward_triton, cuda, taylor_linear_attention
 from jrt_eval.training import parallel
 
 HEADS, FEATURE_DIM, HEAD_DIM = 16, 16, 64
@@ -43,13 +43,13 @@ def point(batch: int, length: int) -> str:
     line = f"{batch} x {length}: forward {milliseconds(lambda: forward('cuda')):.3f} ms"
     for x in (q, k, v):
         x.requires_grad_()
-    kept = cuda._triton
+    kept = cuda._gradients
     for name, backend, module in (
-        ("Triton", "cuda", kept()),
-        ("PyTorch", "cuda", None),
-        ("parallel", parallel.NAME, None),
+        ("Triton", "cuda", backward_triton),
+        ("PyTorch", "cuda", backward),
+        ("parallel", parallel.NAME, backward),
     ):
-        cuda._triton = lambda module=module: module  # type: ignore[misc, assignment]
+        cuda._gradients = lambda *_, module=module: module  # type: ignore[misc, assignment]
         try:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -57,7 +57,7 @@ def point(batch: int, length: int) -> str:
             line += f"; both, {name} {time:.3f} ms, {(torch.cuda.max_memory_allocated() - before) / 2**20:,.0f} MiB"
         except torch.OutOfMemoryError:
             line += f"; {name} out of memory"
-    cuda._triton = kept
+    cuda._gradients = kept
     return line
 
 

@@ -20,6 +20,7 @@ from jrt_eval.errors import UserError
 from jrt_eval.kernels import backward, compiled, ops, reference, windows
 from jrt_eval.kernels.arguments import DTYPES, address, gated_conv, gated_conv_step, learns, single
 from jrt_eval.kernels.features import num_features
+from jrt_eval.kernels.optional import triton_module
 from jrt_eval.kernels.states import TaylorState
 
 CHUNK = 64  # tokens that a block takes at a time
@@ -198,21 +199,11 @@ def _causal_product(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None) -> tu
     return y, kv
 
 
-@cache
-def _triton() -> Any:
-    """The backward kernels, or None without Triton."""
-    try:
-        from jrt_eval.kernels import backward_triton
-    except ImportError:
-        return None
-    return backward_triton
-
-
 def _gradients(k: Tensor, v: Tensor) -> Any:
     """The module that computes Taylor linear attention's gradients for these sizes."""
     most = TRITON_SINGLE_FEATURE_DIM if v.dtype == torch.float32 else TRITON_FEATURE_DIM
     small = k.shape[-1] <= most and v.shape[-1] <= TRITON_HEAD_DIM
-    return (_triton() if small else None) or backward
+    return (triton_module("jrt_eval.kernels.backward_triton") if small else None) or backward
 
 
 def _taylor_prefill_backward(

@@ -7,7 +7,7 @@ tensors would take about as long as a quarter of the matrix products.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,22 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jrt_eval.kernels.arguments import learns
-
-
-@cache
-def _triton() -> Any:
-    try:
-        from jrt_eval.models import fused_triton
-    except ImportError:
-        return None
-    return fused_triton
+from jrt_eval.kernels.optional import triton_module
 
 
 def _fused(*tensors: Tensor) -> Any:
     """The kernels for these tensors, or None."""
     if tensors[0].device.type != "cuda" or torch.compiler.is_compiling() or learns(*tensors):
         return None
-    return _triton()
+    return triton_module("jrt_eval.models.fused_triton")
 
 
 class RMSNorm(nn.Module):

@@ -13,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jrt_eval.kernels.optional import triton_module
 from jrt_eval.training.scan import selective_scan
+
+TRITON = "jrt_eval.training.conv_triton"
 
 
 class _Norm(nn.Module):
@@ -63,8 +66,9 @@ class MambaMixer(nn.Module):
     def _convolved(self, u: Tensor) -> Tensor:
         weight, bias = self.conv1d.weight, self.conv1d.bias
         assert bias is not None
-        if u.device.type == "cuda" and u.dtype == weight.dtype == torch.float32 and (fused := _triton()) is not None:
-            y: Tensor = _fused(fused, u, weight, bias)
+        single = u.dtype == weight.dtype == torch.float32
+        if u.device.type == "cuda" and single and (kernels := triton_module(TRITON)) is not None:
+            y: Tensor = _fused(kernels, u, weight, bias)
             return y
         length, width = u.shape[1], weight.shape[-1]
         before = F.pad(u, (0, 0, width - 1, 0))
@@ -77,14 +81,6 @@ class MambaMixer(nn.Module):
 def _fused(kernels: Any, u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     y: Tensor = kernels.TritonConv.apply(u, weight, bias)
     return y
-
-
-def _triton() -> Any:
-    try:
-        from jrt_eval.training import conv_triton
-    except ImportError:
-        return None
-    return conv_triton
 
 
 class _Layer(nn.Module):

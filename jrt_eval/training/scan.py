@@ -15,7 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jrt_eval.kernels.optional import triton_module
+
 CHUNK = 32
+TRITON = "jrt_eval.training.scan_triton"
 
 
 def selective_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
@@ -23,8 +26,8 @@ def selective_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Te
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     dtype = x.dtype
     x, dt, a, b, c, d = (t.to(wide) for t in (x, dt, a, b, c, d))
-    if x.device.type == "cuda" and wide == torch.float32 and _triton() is not None:
-        y = _fused(x, dt, a, b, c)
+    if x.device.type == "cuda" and wide == torch.float32 and (kernels := triton_module(TRITON)) is not None:
+        y = _fused(kernels, x, dt, a, b, c)
     else:
         decay = torch.exp(dt[..., None] * a)  # (batch, length, channels, states)
         drive = (dt * x)[..., None] * b[:, :, None]
@@ -33,17 +36,9 @@ def selective_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Te
 
 
 @torch.compiler.disable  # torch.compile leaves these kernels as they are
-def _fused(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    y: Tensor = _triton().TritonScan.apply(x, dt, a, b, c)
+def _fused(kernels: Any, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    y: Tensor = kernels.TritonScan.apply(x, dt, a, b, c)
     return y
-
-
-def _triton() -> Any:
-    try:
-        from jrt_eval.training import scan_triton
-    except ImportError:
-        return None
-    return scan_triton
 
 
 def _recurrence(decay: Tensor, drive: Tensor) -> Tensor:
