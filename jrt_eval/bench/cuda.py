@@ -23,6 +23,7 @@ from jrt_eval.bench.kernels import minimal_flops
 from jrt_eval.bench.tables import time_text
 from jrt_eval.bench.timing import Copy, Matmul, Timing, synchronize, timings
 from jrt_eval.kernels import TaylorState, num_features, taylor_linear_attention, taylor_step
+from jrt_eval.models.graphs import record
 
 LENGTHS = [2**n for n in range(11, 18)]  # at BATCH rows
 BATCHES = [2, 4, 8, 16, 32, 64]  # at LENGTH tokens
@@ -336,16 +337,7 @@ def decode(shape: Shape, batch: int, ceilings: Ceilings) -> list[Row]:
 
 def _graph(step: Callable[[TaylorState], Tensor], states: list[TaylorState]) -> Callable[[], object]:
     """A replay of one step on each state."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step(states[0])
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for state in states:
-            step(state)
-    return graph.replay
+    return record(lambda: [step(state) for state in states])
 
 
 def measure(shape: Shape, sweeps: list[Point], batches: list[int], seconds: float = 1.0) -> Iterator[list[Row]]:

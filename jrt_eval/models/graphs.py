@@ -10,7 +10,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,11 +24,12 @@ WORTH_RECORDING = 8
 KEPT = 2
 
 Step = Callable[[Tensor], Tensor]
+Result = TypeVar("Result")
 Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 
 
-def record(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """`run` as a CUDA graph; what it returns is overwritten by the next call."""
+def record(run: Callable[[], Result], pool: Any = None) -> Callable[[], Result]:
+    """`run` as a CUDA graph; what it returns is overwritten by the next call. `pool`: memory that graphs share."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # libraries allocate their workspaces and pick their kernels before the recording
@@ -36,10 +37,10 @@ def record(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
             run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         result = run()
 
-    def replay() -> Tensor:
+    def replay() -> Result:
         graph.replay()
         return result
 

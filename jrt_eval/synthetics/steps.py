@@ -7,21 +7,21 @@ from step to step (which examples, the learning rates) is copied into tensors th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jrt_eval.models.graphs import record
 from jrt_eval.synthetics.stacked import Stack, StackedAdamW
 
 if TYPE_CHECKING:
     from jrt_eval.synthetics.sweep import Examples
 
 log = logging.getLogger(__name__)
-
-WARM_UP = 3
 
 
 class Steps:
@@ -33,14 +33,14 @@ class Steps:
         self.index = torch.zeros(copies, batch, dtype=torch.int64, device=device)
         self.rates = torch.zeros(copies, device=device)
         self.losses = torch.zeros(copies, device=device)
-        self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self.graphs: dict[tuple[int, int], Callable[[], None]] = {}
 
     def run(self, size: tuple[int, int], index: Tensor, rates: Tensor) -> None:
         """One step with examples `index` (copies, batch) of a pair of sizes, at each copy's learning rate."""
         self.index.copy_(index, non_blocking=True)
         self.rates.copy_(rates, non_blocking=True)
         if size in self.graphs:
-            self.graphs[size].replay()
+            self.graphs[size]()
         else:
             self._step(size)
 
@@ -71,18 +71,6 @@ class Steps:
         self.losses.zero_()
         return bool(self.graphs)
 
-    def _captured(self, sizes: tuple[tuple[int, int], ...]) -> dict[tuple[int, int], torch.cuda.CUDAGraph]:
+    def _captured(self, sizes: tuple[tuple[int, int], ...]) -> dict[tuple[int, int], Callable[[], None]]:
         pool = torch.cuda.graph_pool_handle()
-        graphs = {}
-        side = torch.cuda.Stream()
-        for size in sizes:
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(WARM_UP):
-                    self._step(size)
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                self._step(size)
-            graphs[size] = graph
-        return graphs
+        return {size: record(partial(self._step, size), pool) for size in sizes}

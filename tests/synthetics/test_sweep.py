@@ -176,7 +176,7 @@ def test_a_capture_warms_up_records_and_replays(monkeypatch: pytest.MonkeyPatch)
             seen.append("wait")
 
     @contextmanager
-    def recording(graph: Graph, pool: object) -> Iterator[None]:
+    def recording(graph: Graph, pool: object, capture_error_mode: str) -> Iterator[None]:
         assert pool == "pool"
         seen.append("capture")
         yield
