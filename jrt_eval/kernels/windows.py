@@ -1,9 +1,9 @@
 """Sliding windows as a GPU wants them: one call of PyTorch's fused attention, in the tensors' own dtype.
 
-16-bit tensors at the start of a sequence go to FlashAttention-2, which knows windows; PyTorch's public face does not say so, its operator does.
-All others go to the kernel that takes a mask, all blocks of all rows at once: a block of queries (at least a window) sees its own block of keys and the one before:
-with a free block in front of each row, rows lie behind each other in memory as one sequence of blocks, and block and predecessor are
-a view of it. What else that view shows is masked.
+16-bit tensors at the start of a sequence go to FlashAttention-2, which knows windows; PyTorch's public face does not say so, its
+operator does. All others go to the kernel that takes a mask, all blocks of all rows at once: a block of queries (at least a window)
+sees its own block of keys and the one before. With a free block in front of each row, rows lie behind each other in memory as one
+sequence of blocks, and block and predecessor are a view of it. What else that view shows is masked.
 """
 
 from __future__ import annotations

@@ -270,9 +270,16 @@ def prompt(text: str, key: str, *, asked: bool = False, readings: int = 1) -> st
     and teaches to read with the question in mind.
     """
     passage = text.strip("\n").strip(".") + "."
-    question = f"{key[0].upper()}{key[1:]}"
     readings_of_it = "\n".join([passage] * readings)
-    return f"Information about {question}. {readings_of_it} {question}:" if asked else f"{readings_of_it} {question}:"
+    return f"{_in_front(key)} {readings_of_it} {_question(key)}" if asked else f"{readings_of_it} {_question(key)}"
+
+
+def _question(key: str) -> str:
+    return f"{key[0].upper()}{key[1:]}:"
+
+
+def _in_front(key: str) -> str:
+    return f"Information about {_question(key).removesuffix(':')}."
 
 
 def training_text(document: Document, rng: Random, head: str, questions: int) -> tuple[str, list[tuple[str, str]]]:
@@ -282,9 +289,7 @@ def training_text(document: Document, rng: Random, head: str, questions: int) ->
     ends where its answer begins. The other two name their key in advance, so only `once` profits from more questions.
     """
     keys = rng.sample(list(document.facts), min(questions, len(document.facts)))
-    pairs = [
-        ("" if i == 0 else f" {key[0].upper()}{key[1:]}:", f" {document.facts[key]}\n") for i, key in enumerate(keys)
-    ]
+    pairs = [("" if i == 0 else f" {_question(key)}", f" {document.facts[key]}\n") for i, key in enumerate(keys)]
     start = prompt(document.text, keys[0], asked=head != "once", readings=2 if head == "twice" else 1)
     return start, pairs
 
@@ -298,8 +303,7 @@ def marked_text(document: Document, rng: Random, *, answered: bool = False) -> l
     """
     asked = rng.choice(list(document.facts))
     others = sum(sentence.key is not None for sentence in document.sentences) - 1
-    question = f"{asked[0].upper()}{asked[1:]}"
-    parts, plain = [], f"Information about {question}."
+    parts, plain = [], _in_front(asked)
     for number, sentence in enumerate(document.sentences):
         plain += (document.separator if number else " ") + sentence.text
         if sentence.key is not None:
@@ -307,10 +311,8 @@ def marked_text(document: Document, rng: Random, *, answered: bool = False) -> l
             parts += [(plain.removesuffix("."), 0), ("!" if mine else ".", max(others, 1) if mine else 1)]
             plain = ""
     if answered:
-        parts += [
-            (f"{plain} {question}:", 0),
-            (f" {document.facts[asked]}\n", max(others // 4, 1)),
-        ]  # about four tokens
+        weight = max(others // 4, 1)  # an answer has about four tokens
+        parts += [(f"{plain} {_question(asked)}", 0), (f" {document.facts[asked]}\n", weight)]
     return parts
 
 
