@@ -42,16 +42,22 @@ def by_order(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(scores: pd.DataFrame) -> str:
-    """The best model of each shape, as a table."""
-    best = by_order(scores).query("best").sort_values(["causal", "state_bytes"])
+    """The best model of each shape, as a table; and of all its models the mean difference, and how many are worse with the
+    long set first."""
+    means = by_order(scores)
+    every = (
+        means.groupby(_KEY)["difference"].agg(mean="mean", worse=lambda d: (d > 0).sum(), models="count").reset_index()
+    )
+    best = means.query("best").merge(every, on=_KEY).sort_values(["causal", "state_bytes"])
     lines = [
         f"{'':<10}{'width':>6}{'features':>10}{'state':>11}{'short first':>13}{'long first':>12}{'difference':>12}"
+        f"{'mean of all':>13}{'worse long first':>18}"
     ]
     for row in best.itertuples():
         kind = "causal" if row.causal else "non-causal"
         lines.append(
             f"{kind:<10}{row.width:>6}{row.feature_dim:>10}{row.state_bytes:>9,} B{row.short_first:>13.3f}"
-            f"{row.long_first:>12.3f}{row.difference:>+12.3f}"
+            f"{row.long_first:>12.3f}{row.difference:>+12.3f}{row.mean:>+13.3f}{f'{row.worse} of {row.models}':>18}"
         )
     return "\n".join(lines)
 

@@ -38,6 +38,12 @@ class DocumentOptions:
     filler: float = 0.4
     rival: float = 0.2
 
+    def __post_init__(self) -> None:
+        if (shares := self.twice + self.asked + self.marked) > 1 + 1e-9:
+            raise UserError(
+                f"synthetic.options: twice, asked and marked are shares of all rows, and sum up to {shares:g}"
+            )
+
 
 @dataclass
 class SetOptions:

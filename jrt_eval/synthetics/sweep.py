@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,6 +72,10 @@ class Settings:
             raise UserError("rates and seeds: at least one of each is needed")
         if any(size < 1 for pair in self.pairs for size in pair):
             raise UserError("pairs: a set has at least one element")
+        if any(first == second for first, second in self.pairs):
+            raise UserError("pairs: the two orders of a pair are compared, so its sets must differ in size")
+        if not 0 < self.sharp < math.inf:
+            raise UserError(f"sharp: must be above 0, got {self.sharp}")
         if not self.training_sizes or not self.evaluation_sizes:
             raise UserError(f"limit: no pair of sets has sizes up to {self.limit}; the smallest needs 32")
         largest = max(max(pair) for pair in (*self.training_sizes, *self.evaluation_sizes))

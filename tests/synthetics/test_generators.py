@@ -8,6 +8,7 @@ from random import Random
 import numpy as np
 import pytest
 
+from jrt_eval.errors import UserError
 from jrt_eval.synthetics import documents, mqar, sources
 from jrt_eval.synthetics import set_disjointness as sets
 from jrt_eval.training.config import Synthetic
@@ -117,3 +118,9 @@ def test_a_share_of_marked_rows_changes_no_other_row() -> None:
     marks = {load_tokenizer("mini")(text)["input_ids"][0] for text in ".!"}
     for tokens, flags in changed:
         assert {token for token, flag in zip(tokens, flags, strict=True) if flag} == marks
+
+
+def test_shares_of_more_than_all_rows_are_refused() -> None:
+    sources.options(Synthetic(name="documents", rows=1, options={"twice": 0.4, "asked": 0.3, "marked": 0.3}))
+    with pytest.raises(UserError, match=r"shares of all rows, and sum up to 1\.4"):
+        sources.options(Synthetic(name="documents", rows=1, options={"twice": 0.9, "marked": 0.5}))

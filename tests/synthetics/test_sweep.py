@@ -276,6 +276,8 @@ def test_frame_and_figure(tmp_path: Path) -> None:
     assert pairs["difference"].mean() == pytest.approx(best["difference"])
     assert (pairs["guess"] == 1 / pairs["shorter"]).all()
     assert figure.pair_summary(frame).count("\n") == len(pairs)
+    (line,) = figure.summary(frame).splitlines()[1:]
+    assert line.endswith(f"{means['difference'].mean():+.3f}{f'{(means.difference > 0).sum()} of 2':>18}")
     figure.draw(frame, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
@@ -300,6 +302,8 @@ def test_command_line_and_bad_input(tmp_path: Path) -> None:
         (["--widths", "8,x"], "is no list such as 4,8,16"),
         (["--pairs", "4-16"], "is no list such as 4x16,4x64"),
         (["--pairs", "0x16"], "at least one element"),
+        (["--pairs", "4x4"], "must differ in size"),
+        (["--sharp", "nan"], "sharp: must be above 0"),
         (["--hold", "1"], "hold: a share of the steps"),
         (["--beta2", "1"], "beta2: must be between"),
         (["--limit", "8"], "no pair of sets"),
