@@ -73,6 +73,9 @@ def open_rows(data: Data, tokenizer: str | None, cache: Path) -> Rows:
             shutil.rmtree(folder, ignore_errors=True)
             try:
                 _write(folder, _chunks(data, tokenizer), identity)
+            except UserError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
             except OSError as error:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise UserError(f"could not write tokens to {folder}: {error.strerror or error}") from error

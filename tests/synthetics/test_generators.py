@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -11,8 +12,8 @@ import pytest
 from jrt_eval.errors import UserError
 from jrt_eval.synthetics import documents, mqar, sources
 from jrt_eval.synthetics import set_disjointness as sets
-from jrt_eval.training.config import Synthetic
-from jrt_eval.training.rows import load_tokenizer
+from jrt_eval.training.config import Data, Synthetic
+from jrt_eval.training.rows import load_tokenizer, open_rows
 
 
 @pytest.mark.parametrize(("first", "second"), [(4, 16), (16, 4), (1, 32), (64, 16)])
@@ -120,7 +121,12 @@ def test_a_share_of_marked_rows_changes_no_other_row() -> None:
         assert {token for token, flag in zip(tokens, flags, strict=True) if flag} == marks
 
 
-def test_shares_of_more_than_all_rows_are_refused() -> None:
+def test_shares_of_more_than_all_rows_are_refused(tmp_path: Path) -> None:
     sources.options(Synthetic(name="documents", rows=1, options={"twice": 0.4, "asked": 0.3, "marked": 0.3}))
     with pytest.raises(UserError, match=r"shares of all rows, and sum up to 1\.4"):
-        sources.options(Synthetic(name="documents", rows=1, options={"twice": 0.9, "marked": 0.5}))
+        open_rows(
+            Data(lengths=[64], synthetic=Synthetic("documents", 1, options={"twice": 0.9, "marked": 0.5})),
+            "mini",
+            tmp_path,
+        )
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
