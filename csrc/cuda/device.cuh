@@ -22,7 +22,7 @@ using bf16 = __nv_bfloat16;
 using f16 = __half;
 #define JRT_DEVICE __device__ __forceinline__
 #define JRT_HOST_DEVICE __host__ __device__
-#define JRT_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+#define JRT_DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 #define JRT_LAUNCH(kernel, grid, threads, bytes, stream, ...) kernel<<<grid, threads, bytes, stream>>>(__VA_ARGS__)
 #define JRT_STATIC_SHARED(type, name, size) __shared__ type name[size]
 

@@ -14,30 +14,48 @@
 // feature at all: phi(q) z = sum_j 1 + q'.k_j + (q'.k_j)^2 / 2 = n + q'.K + q'^T G q' / 2 with K = sum k_j and G = sum k_j k_j^T, 16 x 16, of
 // which each warp holds a part as the accumulator of small products.
 #pragma once
+#include <cstddef>
+
 #include "prefill.cuh"
+#include "tiles.cuh"
 #include "wgmma.cuh"
 
 namespace jrt_cuda {
 
 constexpr int kHopperThreads = 128;
-constexpr int kHopperStages = 3;
 constexpr int kColumns = 64;   // of v, per block
-constexpr int kHalfRow = 1088;  // of k: from the first 8 dims of 64 tokens to the last 8; 64 bytes more than they take, for the banks
-constexpr int kQueryRow = 80;   // of q: a token's 16 dims, twice, so that each rotation of them is a straight read; and 16 bytes for the banks
 
-struct HopperStage {
-  alignas(16) unsigned char k[2 * kHalfRow];
-  float weight[kChunk];  // the mask's numbers; 0 past the end; where there is a mask
-};
+using Features = unsigned char[5][kChunk * 64];  // of a chunk's keys or a block's columns: [32 features][token or column][feature]
 struct HopperShared {
-  alignas(1024) unsigned char phi[5][kChunk * 64];      // phi(k): [32 features][token][feature]
-  alignas(1024) unsigned char state[5][kColumns * 64];  // S': [32 features][column of v][feature]
-  alignas(1024) unsigned char v[kHopperStages][kChunk * 128];
-  HopperStage stage[kHopperStages];
-  uint2 sums[4][32];  // of each warp and lane: two rows of G as bf16, or two dims of K
-  // What follows is there only where outputs are computed; without it three blocks fit on a multiprocessor.
+  static constexpr int stages = 3;  // chunks that are there or on their way
+  alignas(1024) Features phi;       // phi(k)
+  alignas(1024) Features state;     // S'
+  alignas(1024) unsigned char v[stages][kChunk * 128];
   alignas(1024) unsigned char y[kChunk * 128];
-  alignas(16) unsigned char q[kHopperStages][kChunk * kQueryRow];
+  alignas(256) unsigned char k[stages][kChunk * 32];
+  alignas(256) unsigned char q[stages][kChunk * 32];
+  float weight[stages][kChunk];  // the mask's numbers; 0 past the end; where there is a mask
+  uint2 sums[4][32];             // of each warp and lane: two rows of G as bf16, or two dims of K
+  Arrival arrivals[stages];
+};
+
+// The same shared memory while only sums are wanted.
+template <int stages_>
+struct SumShared {
+  static constexpr int stages = stages_;
+  alignas(1024) Features phi[2];
+  alignas(1024) unsigned char v[stages][kChunk * 128];
+  alignas(256) unsigned char k[stages][kChunk * 32];
+  float weight[stages][kChunk];
+  Arrival arrivals[stages];
+};
+using LoneSums = SumShared<3>;     // three blocks fit on a multiprocessor
+using EncoderSums = SumShared<4>;  // what fits where outputs follow
+static_assert(sizeof(EncoderSums) <= offsetof(HopperShared, arrivals) && kChunk == kTileTokens);
+
+struct HopperParams {
+  PrefillParams prefill;
+  TileMap q, k, v, k_enc, v_enc;
 };
 
 // The sums that the normaliser is made of. Warps 0 and 1 hold 8 columns of G each, as accumulators; of warp 1 the upper and lower 8 rows
@@ -49,58 +67,51 @@ struct Sums {
 JRT_DEVICE int sum_row(int warp, int g, int e) { return (g + 8 * (e >> 1)) ^ (warp == 1 ? 8 : 0); }
 JRT_DEVICE int sum_column(int warp, int t, int e) { return (warp & 1) * 8 + 2 * t + (e & 1); }
 
-// One run of chunks: a segment of the sequence, or the encoder's tokens. Pointers are at what this thread copies of the next chunk:
-// 16 bytes of q and k of token thread / 2, and of v of tokens thread / 8 + 16 n.
+// One run of chunks: a segment of the sequence, or the encoder's tokens.
 struct Run {
-  const bf16 *q, *k, *v;
+  const TileMap *q, *k, *v;
   const float* mask;  // null: all tokens are there
-  int64_t q_step, k_step, v_step;  // from token to token
+  int row, head, column, first;  // where the run begins
   int tokens, loaded;
-  bool inside;  // whether this thread's piece of v lies in the head
 
   JRT_DEVICE int chunks() const { return (tokens + kChunk - 1) / kChunk; }
 };
 
-template <bool queries, bool masked>
-JRT_DEVICE void load_chunk(HopperShared& sh, Run& run, int stage, int thread) {
-  HopperStage& to = sh.stage[stage];
-  const int left = run.tokens - run.loaded;
-  const bool there = thread / 2 < left;
-  if (queries) {
-    unsigned char* row = sh.q[stage] + (thread / 2) * kQueryRow + (thread & 1) * 16;
-    copy16(row, run.q, there);
-    copy16(row + 32, run.q, there);
-    run.q += kChunk * run.q_step;
+template <bool queries, bool masked, typename Shared>
+JRT_DEVICE void load_chunk(Shared& sh, Run& run, int stage, int thread) {
+  if (thread == 0) {
+    Arrival& at = sh.arrivals[stage];
+    const int token = run.first + run.loaded;
+    expect(at, kChunk * (128 + (queries ? 64 : 32)));
+    if constexpr (queries) load_tile(sh.q[stage], *run.q, at, 0, run.head, token, run.row);
+    load_tile(sh.k[stage], *run.k, at, 0, run.head, token, run.row);
+    load_tile(sh.v[stage], *run.v, at, run.column, run.head, token, run.row);
   }
-  copy16(to.k + (thread & 1) * kHalfRow + (thread / 2) * 16, run.k, there);
-  run.k += kChunk * run.k_step;
-  unsigned char* values = sh.v[stage] + swizzled128(thread / 8, thread & 7);
-  const int rows = run.inside ? left - thread / 8 : 0;
-#pragma unroll
-  for (int n = 0; n < 4; ++n) copy16(values + 2048 * n, run.v + 16 * n * run.v_step, 16 * n < rows);
-  run.v += kChunk * run.v_step;
   if (masked && thread < kChunk) {
+    const bool there = run.loaded + thread < run.tokens;
     if (run.mask) {
-      copy4(&to.weight[thread], run.mask + run.loaded + thread, thread < left);
+      copy4(&sh.weight[stage][thread], run.mask + run.loaded + thread, there);
     } else {
-      to.weight[thread] = thread < left ? 1.f : 0.f;
+      sh.weight[stage][thread] = there ? 1.f : 0.f;
     }
   }
   run.loaded += kChunk;
 }
 
-// phi(k) of token thread % 64: the first five blocks of 16 by threads 0..63, the others by 64..127.
+// One token's key.
+struct Key {
+  uint4 low, high;
+  JRT_DEVICE Key(const unsigned char* k, int row)
+      : low(*reinterpret_cast<const uint4*>(k + swizzled32(row, 0))), high(*reinterpret_cast<const uint4*>(k + swizzled32(row, 1))) {}
+};
+
+// phi(k) of token thread % 64, whose key that is: the first five blocks of 16 by threads 0..63, the others by 64..127.
 template <bool masked>
-JRT_DEVICE void expand_keys(unsigned char (&out)[5][kChunk * 64], const HopperStage& now, int left, int thread) {
+JRT_DEVICE void expand_keys(Features& out, const Key& key, const float* weights, int left, int thread) {
   const int row = thread & 63;
-  uint32_t x[8], turned[8], own[8];
-  {
-    const uint4 low = *reinterpret_cast<const uint4*>(now.k + row * 16);
-    const uint4 high = *reinterpret_cast<const uint4*>(now.k + kHalfRow + row * 16);
-    x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
-    x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
-  }
-  const float weight = masked ? now.weight[row] : row < left ? 1.f : 0.f;
+  uint32_t turned[8], own[8];
+  const uint32_t x[8] = {key.low.x, key.low.y, key.low.z, key.low.w, key.high.x, key.high.y, key.high.z, key.high.w};
+  const float weight = masked ? weights[row] : row < left ? 1.f : 0.f;
   const uint32_t present = pack(weight, weight);
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
@@ -146,30 +157,87 @@ JRT_DEVICE void update_state(float (&s)[80], Operand values, Operand phi) {
 
 // The chunk's own part of G, K and n.
 template <bool masked>
-JRT_DEVICE void update_sums(Sums& sums, const HopperStage& now, int left, int warp, int lane) {
+JRT_DEVICE void update_sums(Sums& sums, const unsigned char* k, const float* weights, int left, int warp, int lane) {
   const int t = lane & 3, matrix = lane >> 3;
 #pragma unroll
   for (int step = 0; step < 4; ++step) {
     uint32_t x[4];  // dims g (tokens 2t..), 8 + g, then the same at tokens 8 + 2t..; in warps 1 and 3 dims 8 + g first
-    load_transposed(x, now.k + ((matrix ^ warp) & 1) * kHalfRow + (16 * step + (matrix >> 1) * 8 + (lane & 7)) * 16);
-    const float* w = &now.weight[16 * step + 2 * t];
+    load_transposed(x, k + swizzled32(16 * step + (matrix >> 1) * 8 + (lane & 7), (matrix ^ warp) & 1));
+    const float* w = weights + 16 * step + 2 * t;
     const uint32_t early = masked ? pack(w[0], w[1]) : pack(1.f, 1.f), late = masked ? pack(w[8], w[9]) : pack(1.f, 1.f);
     if (warp < 2) {
       const uint32_t own[4] = {masked ? mul2(x[0], early) : x[0], masked ? mul2(x[1], early) : x[1],
                                masked ? mul2(x[2], late) : x[2], masked ? mul2(x[3], late) : x[3]};
       mma(sums.part, own, x[0], x[2]);
     } else {
-      const uint32_t weights[4] = {early, early, late, late};
-      mma(sums.part, weights, x[0], x[2]);
+      const uint32_t own[4] = {early, early, late, late};
+      mma(sums.part, own, x[0], x[2]);
     }
   }
   if (masked) {
-    float whole = to_float(from_float<bf16>(now.weight[lane])) + to_float(from_float<bf16>(now.weight[lane + 32]));
+    float whole = to_float(from_float<bf16>(weights[lane])) + to_float(from_float<bf16>(weights[lane + 32]));
 #pragma unroll
     for (int by = 1; by < 32; by *= 2) whole += from_xor(whole, by);
     sums.count += whole;
   } else {
     sums.count += float(left < kChunk ? left : kChunk);
+  }
+}
+
+// The same sums over a run whose chunks need no outputs: each warp takes 16 tokens of a chunk, which reads a quarter of what update_sums
+// does, and they are added up over the warps at the end.
+struct LooseSums {
+  float part[3][4];  // G's first and last 8 columns, and K in each column, of this warp's tokens
+  float count;       // masked: of this lane's tokens; else of all
+};
+
+template <bool masked>
+JRT_DEVICE void update_loose(LooseSums& sums, const unsigned char* k, const float* weights, int left, int warp, int lane) {
+  const int t = lane & 3, matrix = lane >> 3;
+  uint32_t x[4];  // dims g (tokens 2t..), 8 + g, then the same at tokens 8 + 2t..
+  load_transposed(x, k + swizzled32(16 * warp + (matrix >> 1) * 8 + (lane & 7), matrix & 1));
+  const float* w = weights + 16 * warp + 2 * t;
+  const uint32_t early = masked ? pack(w[0], w[1]) : 0u, late = masked ? pack(w[8], w[9]) : 0u;
+  const uint32_t own[4] = {masked ? mul2(x[0], early) : x[0], masked ? mul2(x[1], early) : x[1],
+                           masked ? mul2(x[2], late) : x[2], masked ? mul2(x[3], late) : x[3]};
+  const uint32_t ones = pack(1.f, 1.f);
+  mma(sums.part[0], own, x[0], x[2]);
+  mma(sums.part[1], own, x[1], x[3]);
+  mma(sums.part[2], own, ones, ones);
+  if (!masked) {
+    sums.count += float(left < kChunk ? left : kChunk);
+  } else if (lane < 16) {
+    sums.count += to_float(from_float<bf16>(weights[16 * warp + lane]));
+  }
+}
+
+// Adds them to `sums`, through shared memory: [number][warp][lane].
+template <bool masked>
+JRT_DEVICE void gather_loose(Sums& sums, float* room, const LooseSums& loose, int warp, int lane) {
+#pragma unroll
+  for (int n = 0; n < 12; ++n) room[(4 * n + warp) * 32 + lane] = loose.part[n >> 2][n & 3];
+  if (masked) room[(48 + warp) * 32 + lane] = loose.count;
+  __syncthreads();
+  auto whole = [&](int number, int at) {
+    const float* from = room + 128 * number + at;
+    return from[0] + from[32] + from[64] + from[96];
+  };
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    // G as accumulators; of K the column that lane 4 (i % 8) holds of dim i.
+    if (warp < 2) {
+      sums.part[e] += whole(4 * warp + (warp == 1 ? e ^ 2 : e), lane);
+    } else {
+      sums.part[e] += whole(8 + 2 * (warp & 1), 4 * (2 * (lane & 3) + (e & 1)));
+    }
+  }
+  if (!masked) {
+    sums.count += loose.count;
+  } else {
+    float tokens = whole(12, lane);
+#pragma unroll
+    for (int by = 1; by < 32; by *= 2) tokens += from_xor(tokens, by);
+    sums.count += tokens;
   }
 }
 
@@ -185,86 +253,90 @@ JRT_DEVICE void share_sums(HopperShared& sh, const Sums& sums, int warp, int lan
   sh.sums[warp][lane] = mine;
 }
 
-// The operands of the products: phi(k), S' and (of the first stage) v.
-struct Operands {
-  Operand phi, state, values;
-  JRT_DEVICE explicit Operands(const HopperShared& sh)
-      : phi(operand(sh.phi, kChunk * 64, 512, kBytes64)),
-        state(operand(sh.state, 0, 512, kBytes64)),
-        values(operand(sh.v, 0, 1024, kBytes128)) {}
-};
-
-JRT_DEVICE int next_stage(int stage) { return stage + 1 == kHopperStages ? 0 : stage + 1; }
+template <int count>
+JRT_DEVICE void start_arrivals(Arrival (&arrivals)[count]) {
+  for (Arrival& each : arrivals) start_arrival(each);
+}
 
 // Starts a run: its first chunks on their way to shared memory.
-template <bool queries, bool masked>
-JRT_DEVICE void load_first(HopperShared& sh, Run& run, int thread) {
+template <bool queries, bool masked, typename Shared>
+JRT_DEVICE void load_first(Shared& sh, Run& run, int thread) {
 #pragma unroll
-  for (int ahead = 0; ahead < kHopperStages - 1; ++ahead) {
+  for (int ahead = 0; ahead < Shared::stages - 1; ++ahead) {
     if (run.loaded < run.tokens) load_chunk<queries, masked>(sh, run, ahead, thread);
-    commit_copies();
+    if (masked) commit_copies();
   }
 }
 
 // Sends for the chunk that takes the place of the one before `stage`, which nobody may be reading any more.
-template <bool queries, bool masked>
-JRT_DEVICE void load_next(HopperShared& sh, Run& run, int stage, int thread) {
-  if (run.loaded < run.tokens) load_chunk<queries, masked>(sh, run, stage == 0 ? kHopperStages - 1 : stage - 1, thread);
-  commit_copies();
+template <bool queries, bool masked, typename Shared>
+JRT_DEVICE void load_next(Shared& sh, Run& run, int stage, int thread) {
+  if (run.loaded < run.tokens) load_chunk<queries, masked>(sh, run, stage == 0 ? Shared::stages - 1 : stage - 1, thread);
+  if (masked) commit_copies();
 }
 
-// S and the sums over a run of chunks that has no queries. A chunk's features are made while the one before is being multiplied; the
-// room of S' serves as a second place for them.
-template <bool masked>
-JRT_DEVICE void sum_up(float (&s)[80], Sums& sums, HopperShared& sh, const Operands& at, Run run, int thread) {
-  const int chunks = run.chunks();
+// Where a run stands: which stage its chunk is in, and in which round the stages are.
+template <typename Shared>
+struct Place {
+  int stage = 0, round = 0;
+  JRT_DEVICE void next() {
+    if (++stage == Shared::stages) stage = 0, round ^= 1;
+  }
+};
+
+JRT_DEVICE Operand features_operand(const Features& x) { return operand(x, kChunk * 64, 512, kBytes64); }
+JRT_DEVICE Operand values_operand(const unsigned char* v) { return operand(v, 0, 1024, kBytes128); }
+
+// S and the sums over a run of chunks that has no queries. A chunk's features are made while the one before is being multiplied, and there
+// is one barrier to a chunk: behind it this chunk's features are there, the chunk before is done with, and the next one's weights are there.
+template <bool masked, typename Shared>
+JRT_DEVICE void sum_up(float (&s)[80], Sums& sums, Shared& sh, Run run, int thread) {
+  const int chunks = run.chunks(), warp = thread >> 5, lane = thread & 31;
   if (chunks == 0) return;
+  const Operand values = values_operand(sh.v[0]), phi = features_operand(sh.phi[0]);
   load_first<false, masked>(sh, run, thread);
-  // Up to where only the products with the chunk before have to be waited for.
-  auto prepare = [&](int chunk, int stage) {
-    wait_copies<kHopperStages - 2>();
+  if (masked) {
+    wait_copies<Shared::stages - 2>();
     __syncthreads();
-    const HopperStage& now = sh.stage[stage];
+  }
+  LooseSums loose{};
+  Place<Shared> at;
+  auto prepare = [&](int chunk) {
     const int left = run.tokens - chunk * kChunk;
-    expand_keys<masked>(chunk & 1 ? sh.state : sh.phi, now, left, thread);
-    update_sums<masked>(sums, now, left, thread >> 5, thread & 31);
+    wait_for(sh.arrivals[at.stage], at.round);
+    const Key key(sh.k[at.stage], thread & 63);
+    update_loose<masked>(loose, sh.k[at.stage], sh.weight[at.stage], left, warp, lane);
+    expand_keys<masked>(sh.phi[chunk & 1], key, sh.weight[at.stage], left, thread);
     publish_shared();
+    if (masked) wait_copies<Shared::stages - 3>();
   };
-  prepare(0, 0);
+  // The first chunk by itself: in the loop the compiler would take the sums' start for a write between products, and wait for each.
+  prepare(0);
   __syncthreads();
-  update_state(s, at.values, at.phi);
+  update_state(s, values, phi);
   load_next<false, masked>(sh, run, 0, thread);
-  for (int chunk = 1, stage = 1; chunk < chunks; ++chunk, stage = next_stage(stage)) {
-    prepare(chunk, stage);
+  for (int chunk = 1; chunk < chunks; ++chunk) {
+    at.next();
+    prepare(chunk);
     products_wait<0>();
     __syncthreads();
-    update_state(s, further(at.values, stage * kChunk * 128), further(at.phi, chunk & 1 ? kChunk * 64 * 5 : 0));
-    load_next<false, masked>(sh, run, stage, thread);
+    update_state(s, further(values, at.stage * kChunk * 128), further(phi, (chunk & 1) * int(sizeof(Features))));
+    load_next<false, masked>(sh, run, at.stage, thread);
   }
   products_wait<0>();
-  wait_copies<0>();
+  if (masked) wait_copies<0>();
+  publish_shared();
   __syncthreads();
-}
-
-// q k^T for 16 queries of block `tile`, against the keys of that block of 16 and of those before it.
-template <int tile>
-JRT_DEVICE void multiply_keys(float (&scores)[4][2][4], const uint32_t (&query)[4], const unsigned char* k, int lane) {
-#pragma unroll
-  for (int other = 0; other <= tile; ++other) {
-    uint32_t keys[4];
-    load_matrices(keys, k + (lane >> 3 & 1) * kHalfRow + (16 * other + (lane & 7) + (lane >> 4) * 8) * 16);
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) scores[other][n][e] = 0.f;
-      mma(scores[other][n], query, keys[2 * n], keys[2 * n + 1]);
-    }
+  if (thread == 0) {  // tiles of another run may come to where these stand
+    for (Arrival& each : sh.arrivals) end_arrival(each);
+    publish_shared();
   }
+  gather_loose<masked>(sums, reinterpret_cast<float*>(sh.phi), loose, warp, lane);
 }
 
 // tril(p(scores)) as left operand, and its row sums on top of `whole`.
 template <int tile, bool masked>
-JRT_DEVICE void weigh(uint32_t (&weights)[4][4], float (&whole)[2], const float (&scores)[4][2][4], const float* present, int lane) {
+JRT_DEVICE void weigh(uint32_t (&weights)[4][4], float (&whole)[2], const float (&scores)[32], const float* present, int lane) {
   const int g = lane >> 2, t = lane & 3;
 #pragma unroll
   for (int other = 0; other < 4; ++other)
@@ -277,7 +349,7 @@ JRT_DEVICE void weigh(uint32_t (&weights)[4][4], float (&whole)[2], const float 
       float y[4];
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const float score = scores[other][n][e];
+        const float score = scores[8 * other + 4 * n + e];
         y[e] = fmaf(score, fmaf(score, 0.03125f, 0.25f), 1.f);
         if (masked) y[e] *= present[16 * other + 8 * n + 2 * t + (e & 1)];
         if (other == tile && 8 * n + 2 * t + (e & 1) > g + 8 * (e >> 1)) y[e] = 0.f;
@@ -305,10 +377,10 @@ __global__ void
 #ifndef JRT_EMULATE
 __launch_bounds__(kHopperThreads, outputs ? 2 : 3)
 #endif
-hopper_kernel(const PrefillParams p) {
+hopper_kernel(const __grid_constant__ HopperParams params) {
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)  // other architectures get an empty kernel, which nothing launches
   JRT_DYNAMIC_SHARED(raw);
-  HopperShared& sh = *reinterpret_cast<HopperShared*>(raw);
+  const PrefillParams& p = params.prefill;
   const LinearArgs& a = p.a;
   const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5, g = lane >> 2, t = lane & 3;
   const int bh = blockIdx.x, segment = blockIdx.y, first_column = blockIdx.z * kColumns;
@@ -319,24 +391,23 @@ hopper_kernel(const PrefillParams p) {
   const int64_t begin = early ? segment * p.segment_enc : (outputs ? segment : segment - a.segments_enc) * p.segment;
   auto until = [&](int64_t tokens, int64_t length) { return begin + tokens < length ? begin + tokens : length; };
 
-  auto run_over = [&](const View* q, const View& k, const View& v, const float* mask, int64_t first, int64_t tokens) {
-    auto from = [&](const View& x, int token, int piece) {
-      return static_cast<const bf16*>(x.data) + b * x.batch + h * x.head + (first + token) * x.length + piece * 8;
-    };
-    Run run{};
-    if (q) run.q = from(*q, thread / 2, thread & 1), run.q_step = q->length;
-    run.k = from(k, thread / 2, thread & 1), run.k_step = k.length;
-    run.v = from(v, thread / 8, thread & 7) + first_column, run.v_step = v.length;
-    run.mask = mask ? mask + first : nullptr;
-    run.tokens = int(tokens);
-    run.inside = (thread & 7) * 8 < columns;
-    return run;
+  auto run_over = [&](const TileMap& k, const TileMap& v, const float* mask, int64_t first, int64_t tokens) {
+    return Run{&params.q, &k, &v, mask ? mask + first : nullptr, int(b), int(h), first_column, int(first), int(tokens), 0};
   };
+  if (thread == 0) {
+    if constexpr (outputs) {
+      start_arrivals(reinterpret_cast<EncoderSums*>(raw)->arrivals);
+      start_arrivals(reinterpret_cast<HopperShared*>(raw)->arrivals);
+    } else {
+      start_arrivals(reinterpret_cast<LoneSums*>(raw)->arrivals);
+    }
+    publish_arrivals();
+  }
+  __syncthreads();
   const float* mask = masked && a.mask ? a.mask + b * a.length : nullptr;
   const float* mask_enc = masked && a.mask_enc ? a.mask_enc + b * a.length_enc : nullptr;
-  Run run = early ? run_over(nullptr, a.k_enc, a.v_enc, mask_enc, begin, until(p.segment_enc, a.length_enc) - begin)
-                  : run_over(outputs ? &a.q : nullptr, a.k, a.v, mask, begin, until(p.segment, a.length) - begin);
-  const Operands operands(sh);
+  Run run = early ? run_over(params.k_enc, params.v_enc, mask_enc, begin, until(p.segment_enc, a.length_enc) - begin)
+                  : run_over(params.k, params.v, mask, begin, until(p.segment, a.length) - begin);
 
   // Lane (g, t): rows 16 warp + g (+ 8), which are columns of v; of them slots 8 j + 2t, + 1.
   float s[80];
@@ -362,9 +433,15 @@ hopper_kernel(const PrefillParams p) {
   }
 
   if constexpr (!outputs) {
-    sum_up<masked>(s, sums, sh, operands, run, thread);
+    sum_up<masked>(s, sums, *reinterpret_cast<LoneSums*>(raw), run, thread);
   } else {
-    if (a.k_enc.data) sum_up<masked>(s, sums, sh, operands, run_over(nullptr, a.k_enc, a.v_enc, mask_enc, 0, a.length_enc), thread);
+    if (a.k_enc.data) {
+      const Run encoder = run_over(params.k_enc, params.v_enc, mask_enc, 0, a.length_enc);
+      sum_up<masked>(s, sums, *reinterpret_cast<EncoderSums*>(raw), encoder, thread);
+    }
+    HopperShared& sh = *reinterpret_cast<HopperShared*>(raw);
+    const Operand phi_k = features_operand(sh.phi), state = features_operand(sh.state), first_values = values_operand(sh.v[0]),
+                  first_keys = operand(sh.k[0], 0, 256, kBytes32);
     const uint32_t quarter = pack(0.25f, 0.25f), sixteenth = pack(0.0625f, 0.0625f), thirtysecond = pack(0.03125f, 0.03125f);
     load_first<true, masked>(sh, run, thread);
     share_sums(sh, sums, warp, lane);
@@ -374,31 +451,32 @@ hopper_kernel(const PrefillParams p) {
     unsigned char* const out = sh.y + warp * 2048;
     unsigned char* const put = out + swizzled128((lane >> 3 & 1) * 8 + (lane & 7), lane >> 4);
     const unsigned char* const get = out + swizzled128(lane >> 3, lane & 7);
-    for (int chunk = 0, stage = 0; chunk < run.chunks(); ++chunk, stage = next_stage(stage)) {
-      wait_copies<kHopperStages - 2>();
+    uint32_t at_query[8];  // of row g's dims 2 (t + n), + 1
+#pragma unroll
+    for (int n = 0; n < 8; ++n) at_query[n] = swizzled32(g, (t + n) >> 2 & 1) + ((t + n) & 3) * 4;
+    Place<HopperShared> at;
+    for (int chunk = 0; chunk < run.chunks(); ++chunk, at.next()) {
+      const int stage = at.stage;
+      if (masked) wait_copies<HopperShared::stages - 2>();
       __syncthreads();
       load_next<true, masked>(sh, run, stage, thread);
-      const HopperStage& now = sh.stage[stage];
+      wait_for(sh.arrivals[stage], at.round);
+      const unsigned char* const k = sh.k[stage];
       const int left = run.tokens - chunk * kChunk;
-      const Operand values = further(operands.values, stage * kChunk * 128);
+      const Operand values = further(first_values, stage * kChunk * 128);
 
       // Which 16 tokens this warp answers for: warps have more work the later their tokens, so blocks take turns.
       const int tile = (chunk + bh) & 1 ? 3 - warp : warp;
+      const Key key(k, thread & 63);
       uint32_t x[2][8];  // row g + 8 up: q at dims (2 (t + n), + 1) % 16
 #pragma unroll
       for (int up = 0; up < 2; ++up)
 #pragma unroll
         for (int n = 0; n < 8; ++n)
-          x[up][n] = *reinterpret_cast<const uint32_t*>(sh.q[stage] + (16 * tile + g + 8 * up) * kQueryRow + 4 * (t + n));
-      // The small products first: behind the large ones they would have to wait. Scores, G q, and the sums.
+          x[up][n] = *reinterpret_cast<const uint32_t*>(sh.q[stage] + 512 * tile + 256 * up + at_query[n]);
+      // The small products first: behind the large ones they would have to wait. G q, and the sums.
       const uint32_t query[4] = {x[0][0], x[1][0], x[0][4], x[1][4]};
-      float scores[4][2][4], turned[2][4] = {};
-      switch (tile) {
-        case 0: multiply_keys<0>(scores, query, now.k, lane); break;
-        case 1: multiply_keys<1>(scores, query, now.k, lane); break;
-        case 2: multiply_keys<2>(scores, query, now.k, lane); break;
-        default: multiply_keys<3>(scores, query, now.k, lane);
-      }
+      float turned[2][4] = {};
       const uint2 near = sh.sums[0][lane], far = sh.sums[1][lane], first = sh.sums[2][lane], last = sh.sums[3][lane];
       mma(turned[0], query, near.x, far.x);
       mma(turned[1], query, near.y, far.y);
@@ -414,9 +492,9 @@ hopper_kernel(const PrefillParams p) {
           for (int e = 0; e < 2; ++e)
             whole[up] = fmaf(half_of(x[up][4 * n], e), fmaf(turned[n][2 * up + e], 0.03125f, 0.25f * linear[n][e]), whole[up]);
       }
-      update_sums<masked>(sums, now, left, warp, lane);
+      update_sums<masked>(sums, k, sh.weight[stage], left, warp, lane);
 
-      expand_keys<masked>(sh.phi, now, left, thread);
+      expand_keys<masked>(sh.phi, key, sh.weight[stage], left, thread);
       {
         const int matrix = lane >> 3, column = 16 * warp + (matrix & 1) * 8 + (lane & 7);
 #pragma unroll
@@ -435,7 +513,11 @@ hopper_kernel(const PrefillParams p) {
       }
       publish_shared();
       __syncthreads();
-      update_state(s, values, operands.phi);
+      float scores[32];  // of all pairs of tokens
+      products_begin();
+      multiply<false>(scores, query, further(first_keys, stage * kChunk * 32), false);
+      products_commit();
+      update_state(s, values, phi_k);
       share_sums(sh, sums, warp, lane);
 
       // phi(q) S'
@@ -461,16 +543,17 @@ hopper_kernel(const PrefillParams p) {
       products_begin();
 #pragma unroll
       for (int block = 0; block < 10; ++block)
-        multiply<false>(o, phi[block], further(operands.state, (block >> 1) * kColumns * 64 + (block & 1) * 32), block > 0);
+        multiply<false>(o, phi[block], further(state, (block >> 1) * kColumns * 64 + (block & 1) * 32), block > 0);
       products_commit();
 
       // tril(p) v
+      products_wait<2>();
       uint32_t weights[4][4];
       switch (tile) {
-        case 0: weigh<0, masked>(weights, whole, scores, now.weight, lane); break;
-        case 1: weigh<1, masked>(weights, whole, scores, now.weight, lane); break;
-        case 2: weigh<2, masked>(weights, whole, scores, now.weight, lane); break;
-        default: weigh<3, masked>(weights, whole, scores, now.weight, lane);
+        case 0: weigh<0, masked>(weights, whole, scores, sh.weight[stage], lane); break;
+        case 1: weigh<1, masked>(weights, whole, scores, sh.weight[stage], lane); break;
+        case 2: weigh<2, masked>(weights, whole, scores, sh.weight[stage], lane); break;
+        default: weigh<3, masked>(weights, whole, scores, sh.weight[stage], lane);
       }
       products_begin();
 #pragma unroll
@@ -504,7 +587,7 @@ hopper_kernel(const PrefillParams p) {
       bf16* to = y_at + int64_t(16 * tile) * y_step;
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        if (4 * n + (lane >> 3) < rows && run.inside)
+        if (4 * n + (lane >> 3) < rows && (lane & 7) * 8 < columns)
           *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(flipped(get, (n & 1) * 64) + 512 * n);
         to += 4 * y_step;
       }

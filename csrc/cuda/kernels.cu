@@ -1,7 +1,6 @@
 // Launches: which kernel, with what grid and how much shared memory.
 #include <algorithm>
 #include <cmath>
-#include <cstddef>
 
 #include "conv.cuh"
 #include "generic.cuh"
@@ -40,10 +39,20 @@ struct TensorCores {
 struct Hopper {
   template <bool outputs, bool masked>
   static int launch_as(const PrefillParams& p, int64_t segments, cudaStream_t stream) {
-    const size_t bytes = outputs ? sizeof(HopperShared) : offsetof(HopperShared, y);
+    const size_t bytes = outputs ? sizeof(HopperShared) : sizeof(LoneSums);
     if (const int error = allow_shared(hopper_kernel<outputs, masked>, bytes)) return error;
-    const dim3 grid(unsigned(p.a.batches * p.a.heads), unsigned(segments), unsigned((p.a.head_dim + kColumns - 1) / kColumns));
-    JRT_LAUNCH((hopper_kernel<outputs, masked>), grid, kHopperThreads, bytes, stream, p);
+    const LinearArgs& a = p.a;
+    HopperParams params{p, {}, {}, {}, {}, {}};
+    const auto map = [&](TileMap& to, const View& x, int64_t dim, int64_t length, int columns) {
+      return x.data ? make_tile_map(to, x, dim, a.heads, length, a.batches, columns) : int(cudaSuccess);
+    };
+    if (const int error = map(params.q, a.q, a.dim, a.length, int(a.dim))) return error;
+    if (const int error = map(params.k, a.k, a.dim, a.length, int(a.dim))) return error;
+    if (const int error = map(params.v, a.v, a.head_dim, a.length, kColumns)) return error;
+    if (const int error = map(params.k_enc, a.k_enc, a.dim, a.length_enc, int(a.dim))) return error;
+    if (const int error = map(params.v_enc, a.v_enc, a.head_dim, a.length_enc, kColumns)) return error;
+    const dim3 grid(unsigned(a.batches * a.heads), unsigned(segments), unsigned((a.head_dim + kColumns - 1) / kColumns));
+    JRT_LAUNCH((hopper_kernel<outputs, masked>), grid, kHopperThreads, bytes, stream, params);
     return cudaGetLastError();
   }
   template <bool outputs>

@@ -4,17 +4,20 @@
 // j of 8 columns, d[4 j], d[4 j + 1] = [16 w + g][8 j + 2 t, + 1] and d[4 j + 2], d[4 j + 3] = [16 w + g + 8][the same columns].
 // Left operands in registers are the A fragments of device.cuh, one 16 x 16 block for each warp.
 //
-// Operands in shared memory lie in tiles that are 128 or 64 bytes wide, with their 16-byte pieces swizzled: piece p of row r stands at
-// p ^ (r % 8) in a 128-byte row, at p ^ (r / 2 % 4) in a 64-byte row. Tiles start at multiples of 1,024 bytes.
+// Operands in shared memory lie in tiles that are 128, 64 or 32 bytes wide, with their 16-byte pieces swizzled: piece p of row r stands at
+// p ^ (r % 8) in a 128-byte row, at p ^ (r / 2 % 4) in a 64-byte row, at p ^ (r / 4 % 2) in a 32-byte row. Tiles start at multiples of
+// eight rows.
 #pragma once
 #include "device.cuh"
 
 namespace jrt_cuda {
 
-enum Swizzle : uint64_t { kBytes128 = 1, kBytes64 = 2 };
+enum Swizzle : uint64_t { kBytes128 = 1, kBytes64 = 2, kBytes32 = 3 };
 
 JRT_DEVICE uint32_t swizzled128(int row, int piece) { return uint32_t(row * 128 + ((piece ^ (row & 7)) << 4)); }
 JRT_DEVICE uint32_t swizzled64(int row, int piece) { return uint32_t(row * 64 + ((piece ^ ((row >> 1) & 3)) << 4)); }
+
+JRT_DEVICE uint32_t swizzled32(int row, int piece) { return uint32_t(row * 32 + ((piece ^ ((row >> 2) & 1)) << 4)); }
 
 // The address with some of the bits that choose a piece turned over: another piece of the same row.
 template <typename Byte>
@@ -22,7 +25,7 @@ JRT_DEVICE Byte* flipped(Byte* at, int bits) { return reinterpret_cast<Byte*>(re
 
 #ifdef JRT_EMULATE
 JRT_DEVICE Operand operand(const void* at, int beside, int below, Swizzle swizzle) {
-  return {at, beside, below, swizzle == kBytes128 ? 128 : 64};
+  return {at, beside, below, swizzle == kBytes128 ? 128 : swizzle == kBytes64 ? 64 : 32};
 }
 JRT_DEVICE Operand further(Operand x, int bytes) { return {static_cast<const char*>(x.at) + bytes, x.beside, x.below, x.width}; }
 #else

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import random
 import statistics
 import sys
 import time
@@ -36,8 +37,8 @@ def timings(
 ) -> dict[str, Timing]:
     """How long one call of each candidate takes.
 
-    Every round times each candidate once, short ones several calls at a time; at most about `seconds` per candidate, and
-    never fewer than `fewest` rounds.
+    Every round times each candidate once, in an order of its own (a GPU that a long product has heated runs slower), short ones
+    several calls at a time; at most about `seconds` per candidate, and never fewer than `fewest` rounds.
     """
     calls: dict[str, int] = {}
     for name, run in candidates.items():
@@ -49,8 +50,10 @@ def timings(
         once = max(time.perf_counter() - start, 1e-7)
         calls[name] = max(1, min(1000, int(0.02 / once), int(seconds / rounds / once)))
     taken: dict[str, list[float]] = {name: [] for name in candidates}
+    order, dice = list(candidates.items()), random.Random(0)
     for turn in range(max(fewest, rounds)):
-        for name, run in candidates.items():
+        dice.shuffle(order)
+        for name, run in order:
             if turn >= fewest and sum(taken[name]) * calls[name] > seconds:
                 continue
             start = time.perf_counter()

@@ -69,11 +69,14 @@ def _fast(v: Tensor, dim: int, decay: Tensor | None) -> bool:
 
 
 def _aligned(x: Tensor | None) -> bool:
-    """Whether the numbers of one token and head lie side by side, in whole blocks of 16 bytes (eight of bfloat16)."""
+    """Whether the numbers of one token and head lie side by side, in whole blocks of 16 bytes (eight of bfloat16), and no two
+    tokens, heads or rows lie in one place: what the copy engine's maps of a tensor can say.
+    """
     if x is None:
         return True
     batch, length, heads, dim = x.stride()
-    return dim == 1 and (batch | length | heads) % 8 == 0 and x.data_ptr() % 16 == 0
+    apart = all(step > 0 or size == 1 for step, size in zip(x.stride(), x.shape, strict=True))
+    return apart and dim == 1 and (batch | length | heads) % 8 == 0 and x.data_ptr() % 16 == 0
 
 
 def _kernel(v: Tensor, dim: int, decay: Tensor | None, *others: Tensor | None) -> int:

@@ -77,6 +77,12 @@ with torch.no_grad():
     x = random(2, 5, 4, 17)
     cuda._linear(x[..., 1:], x[..., :16], random(2, 5, 4, 64), None, None, None, None, True, False)
     assert calls[-1][1][-2] == cuda.TENSOR_CORES  # rows are not aligned to 16 bytes
+    q = random(2, 5, 1, 16).expand(-1, -1, 4, -1)
+    cuda._linear(q, q, random(2, 5, 4, 64), None, None, None, None, True, False)
+    assert calls[-1][1][-2] == cuda.TENSOR_CORES  # heads that lie in one place have no map for the copy engine
+    one = torch.as_strided(random(1, 5, 1, 16), (1, 5, 1, 16), (0, 16, 3, 1))
+    cuda._linear(one, one, random(1, 5, 1, 64), None, None, None, None, True, False)
+    assert calls[-1][1][-2] == cuda.TENSOR_CORES  # a step that is none, but not of whole blocks
     state = random(2, 4, 153, 64).float(), random(2, 4, 153).float()
     cuda._taylor_step(random(2, 4, 16), random(2, 4, 16), random(2, 4, 64), *state, None)
     cuda._gated_conv(random(2, 9, 6), random(2, 9, 6), random(6, 1, 3), None, None, torch.tensor([3, 99]))

@@ -15,6 +15,7 @@
 #include <vector>
 
 #define __global__ static
+#define __grid_constant__
 #define JRT_DEVICE inline
 #define JRT_HOST_DEVICE
 #define JRT_DYNAMIC_SHARED(name) unsigned char* const name = emulated::shared_memory()
@@ -307,6 +308,71 @@ void wait_copies() {
   }
 }
 
+// tiles.cuh: a tile is copied when somebody waits for it, as late as it may be.
+struct TileMap {
+  const unsigned char* data;
+  int64_t sizes[4], steps[4];  // dim, heads, length, batches; in bytes
+  int columns;
+};
+struct Arrival {
+  int rounds, expected;  // completed; bytes of the tiles that are still to come
+};
+struct Tile {
+  unsigned char* to;
+  const TileMap* map;
+  Arrival* at;
+  int from[4];
+};
+inline std::vector<Tile> tiles;
+inline void start_arrival(Arrival& at) { at = {0, 0}; }
+inline void end_arrival(Arrival& at) { at = {-1, -1}; }
+inline void publish_arrivals() {}
+inline void expect(Arrival& at, int bytes) {
+  if (at.expected) std::fprintf(stderr, "emulate: a barrier is used again before its round is over\n"), std::abort();
+  at.expected = bytes;
+}
+inline void load_tile(void* to, const TileMap& map, Arrival& at, int column, int head, int token, int row) {
+  if (reinterpret_cast<uintptr_t>(to) % 128) std::fprintf(stderr, "emulate: a tile's place is not aligned\n"), std::abort();
+  tiles.push_back({static_cast<unsigned char*>(to), &map, &at, {column, head, token, row}});
+}
+inline void copy_tile(const Tile& tile) {
+  const TileMap& map = *tile.map;
+  const int width = 2 * map.columns;
+  for (int n = 0; n < 64; ++n)
+    for (int c = 0; c < map.columns; ++c) {
+      const int64_t at[4] = {tile.from[0] + c, tile.from[1], tile.from[2] + n, tile.from[3]};
+      int64_t offset = 0;
+      bool inside = true;
+      for (int i = 0; i < 4; ++i) offset += at[i] * map.steps[i], inside = inside && at[i] < map.sizes[i];
+      uintptr_t to = reinterpret_cast<uintptr_t>(tile.to) + n * width + 2 * c;
+      to ^= (to >> 7 & uintptr_t(width / 16 - 1)) << 4;
+      inside ? (void)std::memcpy(reinterpret_cast<void*>(to), map.data + offset, 2) : (void)std::memset(reinterpret_cast<void*>(to), 0, 2);
+    }
+  tile.at->expected -= 64 * width;
+}
+inline void wait_for(Arrival& at, int parity) {
+  while ((at.rounds & 1) == parity) {
+    bool any = false;
+    for (size_t i = 0; i < tiles.size();) {
+      if (tiles[i].at != &at) {
+        ++i;
+        continue;
+      }
+      copy_tile(tiles[i]);
+      tiles.erase(tiles.begin() + long(i));
+      any = true;
+    }
+    if (any && at.expected) std::fprintf(stderr, "emulate: tiles have %d bytes fewer than expected\n", at.expected), std::abort();
+    if (any) ++at.rounds;
+    if (!any) emulated::yield();
+  }
+}
+template <typename X>
+int make_tile_map(TileMap& map, const X& x, int64_t dim, int64_t heads, int64_t length, int64_t batches, int columns) {
+  map = {static_cast<const unsigned char*>(x.data), {dim, heads, length, batches}, {2, 2 * x.head, 2 * x.length, 2 * x.batch}, columns};
+  return cudaSuccess;
+}
+
 // wgmma.cuh: products of a warpgroup, computed where they are issued (so a missing wait is not seen here).
 struct Operand {
   const void* at;
@@ -318,7 +384,7 @@ inline float element(const Operand& x, bool rows_adjacent, int k, int other) {
   const uintptr_t offset = rows_adjacent ? other % width * 2 + other / width * x.beside + k % 8 * x.width + k / 8 * x.below
                                          : k * 2 + other % 8 * x.width + other / 8 * x.below;
   uintptr_t address = reinterpret_cast<uintptr_t>(x.at) + offset;
-  address ^= x.width == 128 ? (address >> 7 & 7) << 4 : (address >> 7 & 3) << 4;
+  address ^= (address >> 7 & uintptr_t(x.width / 16 - 1)) << 4;
   return to_float(*reinterpret_cast<const bf16*>(address));
 }
 
