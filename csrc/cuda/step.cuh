@@ -7,12 +7,20 @@ namespace jrt_cuda {
 
 constexpr int kStepThreads = 256;
 constexpr int kMostFeatures = 561;  // feature dim 32
+constexpr int kStepAhead = 5;       // pieces of the state that a thread asks for before it needs them
+constexpr int kStepSums = (kMostFeatures + kStepThreads - 1) / kStepThreads;  // features of k_sum per thread
 
-// A block per (row, head). `Wide` columns of the state per thread: 4 where rows are aligned to 16 bytes, else 1.
+template <int wide>
+struct alignas(4 * wide) Columns {
+  float at[wide];
+};
+
+// A block per (row, head). `Wide` columns of the state per thread: 4 where rows are aligned to 16 bytes, else 1. What a thread reads is
+// on its way, of the state the first pieces, while the features are computed.
 template <typename T, int wide>
 __global__ void
 #ifndef JRT_EMULATE
-__launch_bounds__(kStepThreads)
+__launch_bounds__(kStepThreads, 4)
 #endif
 step_kernel(const StepArgs a) {
   JRT_STATIC_SHARED(float, x, 2 * 32);                      // z of q and of k
@@ -21,6 +29,30 @@ step_kernel(const StepArgs a) {
   JRT_STATIC_SHARED(float, below, kStepThreads / 32);
   const int thread = threadIdx.x, d = int(a.dim), n = int(a.features), f = int(a.head_dim);
   const int64_t bh = blockIdx.x, b = bh / a.heads, h = bh % a.heads;
+  const int across = (f + wide - 1) / wide;  // threads to a row of the state
+  const int rows = kStepThreads / across;    // rows at a time
+  const int column = thread % across * wide, first_row = thread / across;
+  const bool active = first_row < rows;
+  float* const state = a.kv + bh * n * f + column;
+  auto at_row = [&](int e) { return reinterpret_cast<Columns<wide>*>(state + int64_t(e) * f); };
+  Columns<wide> ahead[kStepAhead];
+  auto send_for = [&](int first) {
+#pragma unroll
+    for (int i = 0; i < kStepAhead; ++i)
+      if (first + i * rows < n) ahead[i] = *at_row(first + i * rows);
+  };
+  float y[wide] = {}, value[wide] = {}, k_sums[kStepSums];
+  if (active) {
+    send_for(first_row);
+#pragma unroll
+    for (int c = 0; c < wide; ++c)
+      value[c] = to_float(static_cast<const T*>(a.v.data)[b * a.v.batch + h * a.v.head + (column + c) * a.v.dim]);
+  }
+#pragma unroll
+  for (int i = 0; i < kStepSums; ++i)
+    if (thread + i * kStepThreads < n) k_sums[i] = a.k_sum[bh * n + thread + i * kStepThreads];
+  const float rate = a.decay ? a.decay[h] : 1.f;
+
   const float scale = rsqrtf(sqrtf(float(d)));
   if (thread < 2 * d) {
     const bool key = thread >= d;
@@ -47,50 +79,37 @@ step_kernel(const StepArgs a) {
   const float *fq = phi, *fk = phi + kMostFeatures;
 
   float under = 0.f;
-  for (int e = thread; e < n; e += kStepThreads) {
-    const float sum = a.k_sum[bh * n + e] + fk[e];
+#pragma unroll
+  for (int i = 0; i < kStepSums; ++i) {
+    const int e = thread + i * kStepThreads;
+    if (e >= n) break;
+    const float sum = k_sums[i] + fk[e];
     a.k_sum[bh * n + e] = sum;
     under = fmaf(fq[e], sum, under);
   }
   for (int by = 16; by > 0; by >>= 1) under += from_xor(under, by);
   if ((thread & 31) == 0) below[thread / 32] = under;
 
-  const float rate = a.decay ? a.decay[h] : 1.f;
-  const int across = (f + wide - 1) / wide;  // threads to a row of the state
-  const int rows = kStepThreads / across;    // rows at a time
-  const int column = thread % across * wide, lane_row = thread / across;
-  float y[wide] = {}, value[wide] = {};
-  const bool active = lane_row < rows;
   if (active) {
+    for (int first = first_row; first < n; first += kStepAhead * rows) {
+      Columns<wide> now[kStepAhead];
 #pragma unroll
-    for (int c = 0; c < wide; ++c)
-      value[c] = to_float(static_cast<const T*>(a.v.data)[b * a.v.batch + h * a.v.head + (column + c) * a.v.dim]);
-    float* state = a.kv + bh * n * f + column;
-    if constexpr (wide == 4) {
-#pragma unroll 5
-      for (int e = lane_row; e < n; e += rows) {
-        float4* at = reinterpret_cast<float4*>(state + int64_t(e) * f);
-        float4 s = *at;
-        const float k = fk[e], q = fq[e];
-        s.x = fmaf(s.x, rate, k * value[0]);
-        s.y = fmaf(s.y, rate, k * value[1]);
-        s.z = fmaf(s.z, rate, k * value[2]);
-        s.w = fmaf(s.w, rate, k * value[3]);
-        *at = s;
-        y[0] = fmaf(q, s.x, y[0]);
-        y[1] = fmaf(q, s.y, y[1]);
-        y[2] = fmaf(q, s.z, y[2]);
-        y[3] = fmaf(q, s.w, y[3]);
-      }
-    } else {
-      for (int e = lane_row; e < n; e += rows) {
-        const float s = fmaf(state[int64_t(e) * f], rate, fk[e] * value[0]);
-        state[int64_t(e) * f] = s;
-        y[0] = fmaf(fq[e], s, y[0]);
+      for (int i = 0; i < kStepAhead; ++i) now[i] = ahead[i];
+      send_for(first + kStepAhead * rows);
+#pragma unroll
+      for (int i = 0; i < kStepAhead; ++i) {
+        const int e = first + i * rows;
+        if (e >= n) break;
+#pragma unroll
+        for (int c = 0; c < wide; ++c) {
+          now[i].at[c] = fmaf(now[i].at[c], rate, fk[e] * value[c]);
+          y[c] = fmaf(fq[e], now[i].at[c], y[c]);
+        }
+        *at_row(e) = now[i];
       }
     }
 #pragma unroll
-    for (int c = 0; c < wide; ++c) partial[lane_row * across * wide + column + c] = y[c];
+    for (int c = 0; c < wide; ++c) partial[first_row * across * wide + column + c] = y[c];
   }
   __syncthreads();
   for (int col = thread; col < f; col += kStepThreads) {
