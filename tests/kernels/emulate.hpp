@@ -332,7 +332,8 @@ inline void expect(Arrival& at, int bytes) {
   at.expected = bytes;
 }
 inline void load_tile(void* to, const TileMap& map, Arrival& at, int column, int head, int token, int row) {
-  if (reinterpret_cast<uintptr_t>(to) % 128) std::fprintf(stderr, "emulate: a tile's place is not aligned\n"), std::abort();
+  // What is swizzled begins at eight rows, whose order the swizzle changes.
+  if (reinterpret_cast<uintptr_t>(to) % (16 * map.columns)) std::fprintf(stderr, "emulate: a tile's place is not aligned\n"), std::abort();
   tiles.push_back({static_cast<unsigned char*>(to), &map, &at, {column, head, token, row}});
 }
 inline void copy_tile(const Tile& tile) {

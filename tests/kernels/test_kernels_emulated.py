@@ -131,6 +131,34 @@ def test_prefill(
     assert oracle.error(k_out, k_sum + fk.sum(-2)) < bound
 
 
+@pytest.mark.parametrize("layout", ["tokens", "heads", "slices"])
+def test_prefix_of_several_rows(emulated: ctypes.CDLL, layout: str) -> None:
+    """Rows, heads and tokens in other orders and at other distances, as the copy engine's maps have to tell."""
+    g = torch.Generator().manual_seed(11)
+    batch, heads, length, encoder, d, f, n = 2, 3, 90, 70, 16, 72, num_features(16)
+
+    def held(rows: int, dim: int) -> Tensor:
+        if layout == "heads":
+            return torch.randn(batch, heads, rows, dim, generator=g).bfloat16().transpose(1, 2)
+        if layout == "slices":  # of tensors with more of everything
+            return torch.randn(2 * batch, rows + 3, heads + 1, dim + 8, generator=g).bfloat16()[::2, 3:, 1:, 8:]
+        return torch.randn(batch, rows, heads, dim, generator=g).bfloat16()
+
+    q, k, v, ke, ve = held(length, d), held(length, d), held(length, f), held(encoder, d), held(encoder, f)
+    y, denominator = poison(batch, length, heads, f, dtype=torch.bfloat16), poison(batch, length, heads)
+    kv_out, k_out = poison(batch, heads, n, f), poison(batch, heads, n)
+    sizes = (batch, length, encoder, heads, d, n, f, 1, 0, DTYPES[torch.bfloat16], True)
+    outputs = (at(y), at(denominator), 0, 0, at(kv_out), at(k_out), 0, 0, 0, 0)
+    args = Linear(*(view(x) for x in (q, k, v, ke, ve)), *outputs, *sizes)
+    assert emulated.emulated_linear(ctypes.byref(args), HOPPER) == 0
+    assert oracle.error(y, oracle.taylor(q, k, v, (ke, ve))) < oracle.TOLERANCE[torch.bfloat16]
+    features = feature_map(torch.cat([ke, k], 1).double().transpose(1, 2))
+    sums = features.transpose(-1, -2) @ torch.cat([ve, v], 1).double().transpose(1, 2)
+    bound = oracle.state_tolerance("cuda", torch.bfloat16, d, f)
+    assert oracle.error(kv_out, sums) < bound
+    assert oracle.error(k_out, features.sum(-2)) < bound
+
+
 @pytest.mark.parametrize("masked", ["", "both", "encoder", "tokens"])
 @pytest.mark.parametrize(
     ("length", "encoder", "f", "segments", "segments_enc"),
