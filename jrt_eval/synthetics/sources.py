@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import Any, Literal
@@ -12,10 +12,18 @@ from typing import Any, Literal
 import numpy as np
 
 from jrt_eval.errors import UserError, nearest
-from jrt_eval.training.config import Synthetic
+from jrt_eval.training.config import Synthetic, build
 from jrt_eval.training.rows import Chunk, Text, load_tokenizer, paired_chunk
 
 _CHUNK = 2000
+
+
+def _checked(examples: Callable[..., object], *sizes: int) -> None:
+    """Whether a generator takes these sizes."""
+    try:
+        examples(*sizes)
+    except ValueError as error:
+        raise UserError(f"synthetic.options: {error}") from None
 
 
 @dataclass
@@ -39,10 +47,17 @@ class DocumentOptions:
     rival: float = 0.2
 
     def __post_init__(self) -> None:
+        for name in ("twice", "asked", "marked", "filler", "rival"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"synthetic.options: {name} is a share, from 0 to 1, got {getattr(self, name)}")
         if (shares := self.twice + self.asked + self.marked) > 1 + 1e-9:
             raise UserError(
                 f"synthetic.options: twice, asked and marked are shares of all rows, and sum up to {shares:g}"
             )
+        if not 1 <= self.facts[0] <= self.facts[1]:
+            raise UserError(f"synthetic.options: facts is [fewest, most], at least 1, got {list(self.facts)}")
+        if self.questions < 1:
+            raise UserError(f"synthetic.options: questions must be at least 1, got {self.questions}")
 
 
 @dataclass
@@ -52,6 +67,14 @@ class SetOptions:
     sizes: tuple[tuple[int, int], ...] = ()
     vocabulary: int = 2048
 
+    def __post_init__(self) -> None:
+        from jrt_eval.synthetics.set_disjointness import examples
+
+        if not self.sizes or min(map(min, self.sizes)) < 1:
+            raise UserError("synthetic.options: sizes is a list of pairs such as [[4, 16], [16, 4]], each at least 1")
+        for first, second in self.sizes:
+            _checked(examples, first, second, 0, 0, self.vocabulary)
+
 
 @dataclass
 class MqarOptions:
@@ -60,6 +83,11 @@ class MqarOptions:
     length: int = 256
     pairs: int = 16
     vocabulary: int = 8192
+
+    def __post_init__(self) -> None:
+        from jrt_eval.synthetics.mqar import examples
+
+        _checked(examples, self.length, self.pairs, 0, 0, self.vocabulary)
 
 
 _OPTIONS: dict[str, type] = {"documents": DocumentOptions, "set_disjointness": SetOptions, "mqar": MqarOptions}
@@ -72,12 +100,7 @@ def options(synthetic: Synthetic) -> Any:
         raise UserError(
             f"synthetic.name: unknown source {synthetic.name!r}{nearest(synthetic.name, known)}; known: {', '.join(known)}"
         )
-    kind = _OPTIONS[synthetic.name]
-    names = [f.name for f in fields(kind)]
-    for key in synthetic.options:
-        if key not in names:
-            raise UserError(f"synthetic.options: {synthetic.name} has no option {key!r}{nearest(key, names)}")
-    return kind(**synthetic.options)
+    return build(_OPTIONS[synthetic.name], synthetic.options, "synthetic.options")
 
 
 def chunks(synthetic: Synthetic, tokenizer: str | None, longest: int) -> Iterator[Chunk]:
@@ -89,7 +112,7 @@ def chunks(synthetic: Synthetic, tokenizer: str | None, longest: int) -> Iterato
     if synthetic.name == "set_disjointness":
         for number, (first, second) in enumerate(chosen.sizes):
             count = synthetic.rows // len(chosen.sizes) + (number < synthetic.rows % len(chosen.sizes))
-            yield _sets(int(first), int(second), count, synthetic.seed, chosen.vocabulary)
+            yield _sets(first, second, count, synthetic.seed, chosen.vocabulary)
         return
     if synthetic.name == "mqar":
         for start in starts:
@@ -113,7 +136,7 @@ def _documents(chosen: DocumentOptions, seed: int, rows: int, tokenizer: str, lo
     from jrt_eval.synthetics.documents import Shape, make_document, marked_text, training_text
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    shape = Shape((int(chosen.facts[0]), int(chosen.facts[1])), chosen.filler, chosen.rival)
+    shape = Shape(chosen.facts, chosen.filler, chosen.rival)
     texts: list[Text] = []
     for index in range(start, min(start + _CHUNK, rows)):
         rng = Random(f"row/{seed}/{index}")

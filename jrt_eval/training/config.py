@@ -251,6 +251,17 @@ def build(cls: type[T], content: Any, where: str) -> T:
     return cls(**values)
 
 
+def _tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    """`items`: a type for each element, or one and an ellipsis."""
+    if not isinstance(value, (list, tuple)):
+        raise UserError(f"{where}: expected a list, got {value!r}")
+    if items[1:] == (...,):
+        items = (items[0],) * len(value)
+    if len(value) != len(items):
+        raise UserError(f"{where}: expected a list of {len(items)}, got {value!r}")
+    return tuple(_coerce(item, element, where) for item, element in zip(items, value, strict=True))
+
+
 def _coerce(hint: Any, value: Any, where: str) -> Any:
     origin = typing.get_origin(hint)
     if origin in (Union, types.UnionType):
@@ -265,6 +276,15 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list):
             value = [value]
         return [_coerce(item, element, where) for element in value]
+    if origin is tuple:
+        return _tuple(typing.get_args(hint), value, where)
+    if origin is typing.Literal:
+        known = typing.get_args(hint)
+        if value not in known:
+            raise UserError(
+                f"{where}: expected one of {', '.join(known)}, got {value!r}{nearest(str(value), list(known))}"
+            )
+        return value
     if origin is dict:
         if not isinstance(value, dict):
             raise UserError(f"{where}: expected a mapping, got {value!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,3 +131,28 @@ def test_shares_of_more_than_all_rows_are_refused(tmp_path: Path) -> None:
             tmp_path,
         )
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "complaint"),
+    [
+        ("documents", {"twice": "abc"}, "twice: expected float, got 'abc'"),
+        ("documents", {"twice": -0.5}, "twice is a share"),
+        ("documents", {"filler": 2}, "filler is a share"),
+        ("documents", {"facts": ["a", "b"]}, "facts: expected int, got 'a'"),
+        ("documents", {"facts": [5]}, "facts: expected a list of 2"),
+        ("documents", {"facts": 5}, "facts: expected a list, got 5"),
+        ("documents", {"facts": [9, 5]}, r"facts is \[fewest, most\]"),
+        ("documents", {"questions": 0}, "questions must be at least 1"),
+        ("documents", {"split": "trian"}, "expected one of train, evaluation, got 'trian' .did you mean 'train'"),
+        ("documents", {"twise": 0.5}, "unknown key 'twise' .did you mean 'twice'"),
+        ("mqar", {"pairs": 100}, "100 pairs need a length of at least 400"),
+        ("mqar", {"pairs": "x"}, "pairs: expected int"),
+        ("set_disjointness", {}, "sizes is a list of pairs"),
+        ("set_disjointness", {"sizes": [[4, 0]]}, "sizes is a list of pairs"),
+        ("set_disjointness", {"sizes": [[4, 9000]]}, "a set of 9000 does not fit"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(name: str, given: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        sources.options(Synthetic(name=name, rows=1, options=given))
