@@ -152,6 +152,11 @@ class Config:
                 f"data.lengths: {longest} is longer than the model's window of {window} positions; shorten it, or "
                 "set max_position_embeddings to 0 (these models have no position table)"
             )
+        layers = self.model.get("n_layer")
+        for key in ("alt_mixer_layers", "alt_mixer_2_layers"):
+            absent = [n for n in self.model.get(key) or () if isinstance(layers, int) and n not in range(layers)]
+            if absent:
+                raise UserError(f"model.{key}: {absent[0]} is no layer of {layers}, counted from 0")
         if self.objective.kind == "jrt":
             encoder = encoder_length(self.model)
             if encoder is None:
