@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	$(BIN)/jrt-eval demo --output runs/demo $(if $(DATA_DIR),--data-dir $(DATA_DIR))
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -15,3 +15,11 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no shared folder at {SHARED}")
     return SHARED
+
+
+# Files that take longest, by far more than a minute each: with two processes they come first, so that none is left alone at the end.
+SLOWEST = ("test_sweep_real.py", "test_minis.py", "test_kernels_taylor.py", "test_sweep_spec.py", "test_adapter_cli.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in SLOWEST)
