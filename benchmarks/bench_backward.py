@@ -11,8 +11,13 @@ from collections.abc import Callable
 
 import torch
 
-from jrt_eval.kernels import backward, backward_triton, cuda, taylor_linear_attention
+from jrt_eval.errors import UserError
 from jrt_eval.training import parallel
+
+try:
+    from jrt_eval.kernels import backward, backward_triton, cuda, taylor_linear_attention
+except UserError as error:  # no CUDA kernels here
+    raise SystemExit(f"bench_backward.py: {error}") from None
 
 HEADS, FEATURE_DIM, HEAD_DIM = 16, 16, 64
 POINTS = [(8, 2048), (1, 2048), (2, 16384), (16, 8192)]

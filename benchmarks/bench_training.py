@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from jrt_eval.errors import UserError
 from jrt_eval.training.config import load_config
 from jrt_eval.training.trainer import train
 
@@ -51,7 +52,7 @@ def run(folder: Path, config: Path, backend: str, steps: int, batch_size: int) -
         torch.cuda.reset_peak_memory_stats()
     train(load_config(config, settings), progress=False)
     peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
-    with next((folder / backend).glob("*metrics*.csv")).open() as file:
+    with (folder / backend / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     speeds = [float(row["tokens_per_second"]) for row in rows[min(WARMUP, len(rows) - 1) :]]
     return [float(row["loss"]) for row in rows], statistics.median(speeds), peak
@@ -65,7 +66,10 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_text(Path(folder) / "train.jsonl", given.batch_size * 40)
-        found = {name: run(Path(folder), given.config, name, given.steps, given.batch_size) for name in BACKENDS}
+        try:
+            found = {name: run(Path(folder), given.config, name, given.steps, given.batch_size) for name in BACKENDS}
+        except UserError as error:
+            parser.error(str(error))
     ours, theirs = (found[name][0] for name in BACKENDS)
     print(f"{'step':>5} {BACKENDS[0]:>9} {BACKENDS[1]:>9}   loss")
     for step in sorted({*range(0, given.steps, max(1, given.steps // 10)), given.steps - 1}):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jrt_eval.errors import UserError, nearest
+from jrt_eval.synthetics import mqar, set_disjointness
 from jrt_eval.training.config import Synthetic, build
 from jrt_eval.training.rows import Chunk, Text, load_tokenizer, paired_chunk
 
@@ -68,12 +69,10 @@ class SetOptions:
     vocabulary: int = 2048
 
     def __post_init__(self) -> None:
-        from jrt_eval.synthetics.set_disjointness import examples
-
         if not self.sizes or min(map(min, self.sizes)) < 1:
             raise UserError("synthetic.options: sizes is a list of pairs such as [[4, 16], [16, 4]], each at least 1")
         for first, second in self.sizes:
-            _checked(examples, first, second, 0, 0, self.vocabulary)
+            _checked(set_disjointness.examples, first, second, 0, 0, self.vocabulary)
 
 
 @dataclass
@@ -85,9 +84,7 @@ class MqarOptions:
     vocabulary: int = 8192
 
     def __post_init__(self) -> None:
-        from jrt_eval.synthetics.mqar import examples
-
-        _checked(examples, self.length, self.pairs, 0, 0, self.vocabulary)
+        _checked(mqar.examples, self.length, self.pairs, 0, 0, self.vocabulary)
 
 
 _OPTIONS: dict[str, type] = {"documents": DocumentOptions, "set_disjointness": SetOptions, "mqar": MqarOptions}
@@ -151,9 +148,7 @@ def _documents(chosen: DocumentOptions, seed: int, rows: int, tokenizer: str, lo
 
 
 def _sets(first: int, second: int, count: int, seed: int, vocabulary: int) -> Chunk:
-    from jrt_eval.synthetics.set_disjointness import examples
-
-    inputs, answers = examples(first, second, count, seed, vocabulary)
+    inputs, answers = set_disjointness.examples(first, second, count, seed, vocabulary)
     tokens = np.concatenate([inputs, answers[:, None]], axis=1)
     flags = np.zeros_like(tokens, dtype=np.uint8)
     flags[:, -1] = 1
@@ -161,10 +156,8 @@ def _sets(first: int, second: int, count: int, seed: int, vocabulary: int) -> Ch
 
 
 def _mqar(chosen: MqarOptions, count: int, seed: int) -> Chunk:
-    from jrt_eval.synthetics.mqar import examples
-
     # A next-token row: at a query's position comes its value, so the value follows its key here as in the pairs.
-    inputs, labels = examples(chosen.length, chosen.pairs, count, seed, chosen.vocabulary)
+    inputs, labels = mqar.examples(chosen.length, chosen.pairs, count, seed, chosen.vocabulary)
     flags = np.zeros_like(inputs, dtype=np.uint8)
     at = labels[:, :-1] >= 0
     inputs[:, 1:][at] = labels[:, :-1][at]
