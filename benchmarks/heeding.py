@@ -16,10 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jrt_eval import load_model, minis
-from jrt_eval.synthetics.documents import EVALUATION_SHAPE, make_document, prompt
+from jrt_eval.data.documents import EVALUATION_SHAPE, make_document, prompt
+from jrt_eval.data.rows import load_tokenizer
 from jrt_eval.training.checkpoint import load_weights
 from jrt_eval.training.mamba import MambaLM
-from jrt_eval.training.rows import load_tokenizer
 
 SEED, APART = 3, 14  # the other key is so many further
 

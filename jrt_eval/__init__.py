@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from jrt_eval._version import __version__
 
 if TYPE_CHECKING:
+    from jrt_eval.analysis import Results, load_results
     from jrt_eval.models import load_model
     from jrt_eval.plugin import register
-    from jrt_eval.results import Results, load_results
 
 # Run inside a checkout, the source tree comes before the installed package and has no compiled part:
 # look for that (and for tasks/ and model_adapters/) in the installed one too.
@@ -22,9 +22,9 @@ __path__ = extend_path(__path__, __name__)
 __all__ = ["Results", "__version__", "load_model", "load_results", "register"]
 
 _HOME = {
-    "Results": "jrt_eval.results",
+    "Results": "jrt_eval.analysis",
     "load_model": "jrt_eval.models",
-    "load_results": "jrt_eval.results",
+    "load_results": "jrt_eval.analysis",
     "register": "jrt_eval.plugin",
 }
 

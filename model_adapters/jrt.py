@@ -22,10 +22,10 @@ from torch import nn
 from tqdm import tqdm
 
 from jrt_eval.errors import UserError, nearest
-from jrt_eval.models.hf import TransformersModel
-from jrt_eval.models.loading import Source, as_dtype, load_model
-from jrt_eval.models.model import JRTModel
+from jrt_eval.models.auto import Source, as_dtype, load_model
+from jrt_eval.models.recurrent.model import JRTModel
 from jrt_eval.models.tokenizers import load_tokenizer
+from jrt_eval.models.transformers import TransformersModel
 
 log = logging.getLogger(__name__)
 

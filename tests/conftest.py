@@ -18,7 +18,7 @@ def shared() -> Path:
 
 
 # Files that take longest, by far more than a minute each: with two processes they come first, so that none is left alone at the end.
-SLOWEST = ("test_sweep_real.py", "test_minis.py", "test_kernels_taylor.py", "test_sweep_spec.py", "test_adapter_cli.py")
+SLOWEST = ("test_real.py", "test_minis.py", "test_taylor.py", "test_spec.py", "test_adapter_cli.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

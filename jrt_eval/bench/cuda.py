@@ -23,7 +23,7 @@ from jrt_eval.bench.kernels import minimal_flops
 from jrt_eval.bench.tables import time_text
 from jrt_eval.bench.timing import Copy, Matmul, Timing, synchronize, timings
 from jrt_eval.kernels import TaylorState, num_features, taylor_linear_attention, taylor_step
-from jrt_eval.models.graphs import record
+from jrt_eval.models.recurrent.graphs import record
 
 LENGTHS = [2**n for n in range(11, 18)]  # at BATCH rows
 BATCHES = [2, 4, 8, 16, 32, 64]  # at LENGTH tokens

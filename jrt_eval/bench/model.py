@@ -13,7 +13,7 @@ import torch
 from jrt_eval import kernels
 from jrt_eval.bench.timing import synchronize
 from jrt_eval.kernels.registry import FUSED, OPERATORS
-from jrt_eval.models import model as models
+from jrt_eval.models.recurrent import model as models
 
 # The shape of JRT-360M-30B (random weights): 26 layers, of which five prefix linear attention and five sliding window.
 JRT_360M: dict[str, Any] = {

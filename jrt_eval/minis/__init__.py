@@ -1,6 +1,6 @@
 """Mini checkpoints that ship with the package: `mini-jrt`, `mini-based`, `mini-mamba`, `mini-attn`.
 
-About two million parameters each, trained on procedural documents (jrt_eval.synthetics.documents); every folder holds
+About two million parameters each, trained on procedural documents (jrt_eval.data.documents); every folder holds
 a model card with the command, seed and losses. `--model_args pretrained=mini-jrt` finds them by name.
 """
 

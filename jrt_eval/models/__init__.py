@@ -7,7 +7,7 @@ save_pretrained   write one in the released form
 
 from __future__ import annotations
 
-from jrt_eval.models.loading import load_model, save_pretrained
-from jrt_eval.models.model import JRTModel, ModelState, from_config
+from jrt_eval.models.auto import load_model, save_pretrained
+from jrt_eval.models.recurrent.model import JRTModel, ModelState, from_config
 
 __all__ = ["JRTModel", "ModelState", "from_config", "load_model", "save_pretrained"]

@@ -56,9 +56,9 @@ def _tokenizer() -> Any:
 
 def _jrt(folder: Path, size: int) -> None:
     """A JRT-RNN in the release's form, with one layer of each mixer."""
-    from jrt_eval.models.config import parse_config
-    from jrt_eval.models.loading import save_pretrained
-    from jrt_eval.models.model import JRTModel
+    from jrt_eval.models.auto import save_pretrained
+    from jrt_eval.models.recurrent.config import parse_config
+    from jrt_eval.models.recurrent.model import JRTModel
 
     raw: dict[str, Any] = {
         "mixer": {"_target_": "BaseConv", "use_bias": True, "expand_proj": 4, "kernel_sizes": 3},

@@ -1,6 +1,6 @@
 """The final table of a sweep: what it measured in the paper's form, with the published numbers beside it.
 
-The forms and the numbers are those of `jrt_eval.results`; here they get a sweep's own names for models and settings.
+The forms and the numbers are those of `jrt_eval.analysis`; here they get a sweep's own names for models and settings.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from jrt_eval.sweep.plan import Job
 from jrt_eval.sweep.store import Folder
 
 if TYPE_CHECKING:
-    from jrt_eval.results import Results
-    from jrt_eval.results.tables import Table
+    from jrt_eval.analysis import Results
+    from jrt_eval.analysis.tables import Table
 
 _STRATEGIES = {"Left-pad": "left_pad", "Read-2x": "read_twice", "Iterate": "iterate"}
 _JRT = {"360M": "JRT-360M-30B", "1.3B": "JRT-1B-50B"}
@@ -39,7 +39,7 @@ def final_table(place: Folder, jobs: Sequence[Job], form: str | None) -> tuple[s
 
 
 def _table(results: Results, form: str | None) -> Table:
-    from jrt_eval.results.tables import length_table, prompt_table
+    from jrt_eval.analysis.tables import length_table, prompt_table
 
     if form == "table4":
         return _table4(results)
@@ -53,7 +53,7 @@ def _table(results: Results, form: str | None) -> Table:
 
 def _results(place: Folder, jobs: Sequence[Job]) -> Results:
     """The finished units of these jobs, under the sweep's names for models; strategies and lengths told apart."""
-    from jrt_eval.results import load_results
+    from jrt_eval.analysis import load_results
 
     results = load_results(place.path, columns=[])
     names = {unit.key: (job, unit) for job in jobs for unit in job.units if place.done(unit, job.commit)}
@@ -73,8 +73,8 @@ def _table4(results: Results) -> Table:
     """Table 4's form: a row per model and strategy, measured and published."""
     import pandas as pd
 
-    from jrt_eval.results.published import published_folder
-    from jrt_eval.results.tables import OURS, PAPER, Table, dataset_name
+    from jrt_eval.analysis.published import published_folder
+    from jrt_eval.analysis.tables import OURS, PAPER, Table, dataset_name
 
     ours = results.scores[results.scores["metric"] == "contains"]
     rows = [

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from jrt_eval.data.rows import Rows
 from jrt_eval.errors import UserError
-from jrt_eval.training.rows import Rows
 
 IGNORE = -100
 PAD = 220  # a space; JRT-RNN's short prompts are padded with it (spec/models.md)

@@ -1,6 +1,6 @@
 """Mamba as it is trained: the keys of the mamba_ssm layout, the arithmetic of transformers' MambaForCausalLM.
 
-`--model jrt` runs the result through `transformers`; here the scan can be differentiated fast (jrt_eval.training.scan).
+`--model jrt` runs the result through `transformers`; here the scan can be differentiated fast (jrt_eval.kernels.selective_scan.reference).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jrt_eval.kernels.optional import triton_module
-from jrt_eval.training.scan import selective_scan
+from jrt_eval.kernels.selective_scan.reference import selective_scan
 
-TRITON = "jrt_eval.training.conv_triton"
+TRITON = "jrt_eval.kernels.short_conv.triton"
 
 
 class _Norm(nn.Module):

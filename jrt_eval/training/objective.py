@@ -90,7 +90,7 @@ def build_model(config: Mapping[str, Any], backend: str, seed: int, device: str 
             if device != "meta":
                 model.reset()
         return model
-    from jrt_eval.models.model import from_config
+    from jrt_eval.models.recurrent.model import from_config
 
     return from_config(config, device=device, backend=backend, seed=seed)
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jrt_eval.data.rows import Rows, open_rows, tokenizer_folder
 from jrt_eval.errors import UserError
 from jrt_eval.training import checkpoint
 from jrt_eval.training.batches import IGNORE, Batch, Layout, Plan, collate
@@ -23,7 +24,6 @@ from jrt_eval.training.config import Config, Data, encoder_length
 from jrt_eval.training.metrics import Board, Metrics
 from jrt_eval.training.objective import Sums, Trainable, build_model
 from jrt_eval.training.optimizer import learning_rate, make_optimizer
-from jrt_eval.training.rows import Rows, open_rows, tokenizer_folder
 
 COLUMNS = ("step", "loss", "ntp", "mlm", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds")
 VALIDATION_COLUMNS = ("step", "loss", "answer_tokens", "answers")

@@ -7,7 +7,8 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from jrt_eval.models import fused_triton, layers
+from jrt_eval.models import fused_triton
+from jrt_eval.models.recurrent import layers
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 

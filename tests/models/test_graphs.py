@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jrt_eval.models import JRTModel
-from jrt_eval.models import graphs as graphs_module
-from jrt_eval.models.graphs import Graphs, leaves
+from jrt_eval.models.recurrent import graphs as graphs_module
+from jrt_eval.models.recurrent.graphs import Graphs, leaves
 
 PROMPTS = [[5, 7, 9] * 11, [3, 8], list(range(1, 40))]
 RECURRENT = ["jrt", "based", "based_decay"]
@@ -166,7 +166,7 @@ def test_graphs_on_a_gpu(family: str, dtype: torch.dtype, caplog: pytest.LogCapt
         model.cuda_graphs = False
         want = generated(model, prompts, 30)
         model.cuda_graphs = True
-        with caplog.at_level(logging.INFO, logger="jrt_eval.models.graphs"):
+        with caplog.at_level(logging.INFO, logger="jrt_eval.models.recurrent.graphs"):
             got = generated(model, prompts, 30)
         assert got.tokens == want.tokens
         for mine, theirs in zip(got.scores, want.scores, strict=True):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jrt_eval.training import conv_triton, scan, scan_triton
+from jrt_eval.kernels.selective_scan import reference as scan
+from jrt_eval.kernels.selective_scan import triton as scan_triton
+from jrt_eval.kernels.short_conv import triton as conv_triton
 from jrt_eval.training.mamba import MambaMixer
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from jrt_eval import load_model, minis
+from jrt_eval.data.documents import EVALUATION_SHAPE, evaluation_rows, make_document, prompt
+from jrt_eval.data.rows import load_tokenizer
 from jrt_eval.plugin import task_folder
-from jrt_eval.synthetics.documents import EVALUATION_SHAPE, evaluation_rows, make_document, prompt
-from jrt_eval.training.rows import load_tokenizer
 
 
 def test_there_are_four_and_they_are_small() -> None:

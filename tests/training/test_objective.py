@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from jrt_eval.data.rows import Rows
 from jrt_eval.training.batches import IGNORE, PAD, Layout, Plan, collate
 from jrt_eval.training.objective import Trainable
-from jrt_eval.training.rows import Rows
 
 
 class _Table(nn.Module):
@@ -147,8 +147,8 @@ def test_rows_may_weigh_the_same() -> None:
 def test_text_is_cut_into_windows(tmp_path: Path) -> None:
     import json
 
+    from jrt_eval.data.rows import load_tokenizer, open_rows
     from jrt_eval.training.config import Data
-    from jrt_eval.training.rows import load_tokenizer, open_rows
 
     texts = ["Annual report of Varel Group.", "Its founder is Ada Holm.", "Price: 40 euros."] * 8
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts[:12]))
@@ -169,8 +169,8 @@ def test_text_is_cut_into_windows(tmp_path: Path) -> None:
 def test_records_with_completions(tmp_path: Path) -> None:
     import json
 
+    from jrt_eval.data.rows import load_tokenizer, open_rows
     from jrt_eval.training.config import Data
-    from jrt_eval.training.rows import load_tokenizer, open_rows
 
     records = [{"prompt": "Colour:", "completion": " blue\n"}, {"prompt": "x " * 50, "completion": " y\n"}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))

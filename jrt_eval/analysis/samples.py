@@ -1,0 +1,268 @@
+"""Reading lm-eval's sample files: one line per document (and filter), in batches, into Arrow tables.
+
+A line is parsed once, by orjson; nothing of it outlives its batch. Large files are cut at line ends into byte ranges,
+so that two processes share one file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jrt_eval.analysis.schema import METRIC_PREFIX, RUN_COLUMNS, predictions_schema
+
+BATCH = 16_384  # lines per Arrow batch: about 30 MB of prompts
+
+
+class BadSamples(ValueError):
+    """The sample file cannot be used; the message is the reason, in a few words."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What came out of one byte range of a sample file."""
+
+    rows: int
+    metrics: tuple[str, ...]
+    filters: tuple[str, ...]
+
+
+def read_batches(path: Path, run: dict[str, Any], start: int = 0, end: int | None = None) -> Iterator[pa.Table]:
+    """The predictions of bytes `start` to `end` of a sample file, as tables of up to BATCH rows.
+
+    run: values of RUN_COLUMNS. A range begins after the first line end at or behind `start - 1` and takes every line
+    that begins before `end`. Raises BadSamples.
+    """
+    fixed = predictions_schema([])
+    with path.open("rb") as file:
+        if start:
+            file.seek(start - 1)
+            file.readline()
+        rows: list[dict[str, Any]] = []
+        position = file.tell()
+        for line in file:
+            if end is not None and position >= end:
+                break
+            if line.strip():
+                rows.append(_parse(line, position))
+            position += len(line)
+            if len(rows) == BATCH:
+                yield _table(rows, run, fixed)
+                rows = []
+        if rows:
+            yield _table(rows, run, fixed)
+
+
+def write_part(path: Path, target: Path, run: dict[str, Any], start: int = 0, end: int | None = None) -> Part:
+    """Write one byte range of a sample file to the parquet file `target`. Raises BadSamples and leaves no file then.
+
+    A metric that first appears in a later batch ends the row group's schema, so the range is read again with all
+    metrics.
+    """
+    metrics: set[str] = set()
+    while True:
+        found, filters, rows = set(metrics), set(), 0
+        writer: pq.ParquetWriter | None = None
+        try:
+            for table in read_batches(path, run, start, end):
+                found |= {c.removeprefix(METRIC_PREFIX) for c in table.column_names if c.startswith(METRIC_PREFIX)}
+                filters.update(table["filter"].unique().to_pylist())
+                rows += table.num_rows
+                if writer is None:
+                    metrics = set(found)
+                    schema = predictions_schema(sorted(metrics))
+                    writer = pq.ParquetWriter(target, schema, compression="zstd", compression_level=1)
+                if found == metrics:
+                    writer.write_table(conform(table, writer.schema))
+        except BaseException:
+            if writer is not None:
+                writer.close()
+            target.unlink(missing_ok=True)
+            raise
+        if writer is not None:
+            writer.close()
+        if found == metrics:
+            return Part(rows, tuple(sorted(metrics)), tuple(sorted(filters)))
+        metrics = found
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with exactly the schema's columns; missing ones are null."""
+    columns = [
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def ranges(path: Path, size: int = 128 << 20) -> list[tuple[int, int | None]]:
+    """Byte ranges of about `size` that cover the file."""
+    total = os.path.getsize(path)
+    starts = list(range(0, max(total, 1), size))
+    return [(s, e) for s, e in zip(starts, [*starts[1:], None], strict=True)]
+
+
+_META = {
+    "doc_id",
+    "doc",
+    "target",
+    "arguments",
+    "resps",
+    "filtered_resps",
+    "filter",
+    "metrics",
+    "doc_hash",
+    "prompt_hash",
+    "target_hash",
+}
+
+
+def _parse(line: bytes, position: int) -> dict[str, Any]:
+    """One line as a row of predictions without the run's columns; metrics are under their prefixed names."""
+    try:
+        sample = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        if not line.endswith(b"\n"):
+            raise BadSamples("half-written: its last line is cut") from None
+        raise BadSamples(f"the line at byte {position} is not JSON") from None
+    if not isinstance(sample, dict) or ("arguments" not in sample and "resps" not in sample):
+        raise BadSamples("foreign: no lm-eval samples (no 'arguments' in a line)")
+    doc_id = sample.get("doc_id")
+    if not isinstance(doc_id, int) or isinstance(doc_id, bool):
+        raise BadSamples(
+            f"the line at byte {position} has no doc_id, so its document cannot be matched with any other run"
+        )
+    doc = sample.get("doc")
+    if not isinstance(doc, dict):
+        doc = {}
+    requests = _requests(sample.get("arguments"))
+    prompt = requests[0][0] if requests else None
+    target = _one(sample.get("target"))
+    targets = _targets(doc, sample.get("target"))
+    key = _one(doc.get("doc_id", doc.get("id")))
+    names = doc.get("jrt_document")
+    passage = doc.get("jrt_passage")
+    depth, distance = _place(passage if isinstance(passage, str) else prompt, targets)
+    recorded = doc.get("jrt_answer_depth")
+    row: dict[str, Any] = {
+        "filter": str(sample.get("filter") or "none"),
+        "doc_id": doc_id,
+        "row": _count(doc, "jrt_row", doc_id),
+        "doc_key": key,
+        "document_names": [str(n) for n in names] if isinstance(names, list) else None if key is None else [key],
+        "question": _first(doc, "jrt_cue", "jrt_question", "question", "key"),
+        "prompt": prompt,
+        "prompt_hash": sample.get("prompt_hash") or (hashlib.sha256(prompt.encode()).hexdigest() if prompt else None),
+        "prompt_tokens": _count(doc, "jrt_prompt_tokens"),
+        "prompt_chars": None if prompt is None else len(prompt),
+        "doc_hash": sample.get("doc_hash"),
+        "doc_tokens": _count(doc, "jrt_document_tokens"),
+        "answer_token": _count(doc, "jrt_answer_position"),
+        "answer_depth": float(recorded) if isinstance(recorded, (int, float)) else depth,
+        "answer_distance": distance,
+        "answer_distance_tokens": None,
+        "target": target,
+        "targets": targets,
+        "generation": _generation(sample, requests),
+    }
+    for name in sample.get("metrics") or [k for k in sample if k not in _META]:
+        value = sample.get(name)
+        if isinstance(value, (int, float)):
+            row[METRIC_PREFIX + name] = float(value)
+    return row
+
+
+def _requests(arguments: Any) -> list[tuple[Any, Any]]:
+    """`(prompt, second argument)` of each request: `{"gen_args_0": {"arg_0": ..., "arg_1": ...}}`, or lists (before
+    0.4.3).
+    """
+    if isinstance(arguments, dict):
+        values = [v for v in arguments.values() if isinstance(v, dict)]
+        return [(_one(v.get("arg_0")), v.get("arg_1")) for v in values]
+    if isinstance(arguments, list):
+        return [(_one(a[0]), a[1] if len(a) > 1 else None) for a in arguments if isinstance(a, list) and a]
+    return []
+
+
+def _generation(sample: dict[str, Any], requests: list[tuple[Any, Any]]) -> str | None:
+    responses = sample.get("filtered_resps")
+    if not isinstance(responses, list) or not responses:
+        return None
+    first = responses[0]
+    if isinstance(first, str):
+        return first
+    if isinstance(first, list) and len(first) == 2 and len(requests) > 1 and isinstance(requests[0][1], str):
+        # multiple choice: a response is (log-likelihood, is greedy)
+        try:
+            scores = [float(r[0]) for r in responses]
+        except (TypeError, ValueError, IndexError):
+            return None
+        best = max(range(len(scores)), key=scores.__getitem__)
+        return _one(requests[best][1]) if best < len(requests) else None
+    generated = not requests or isinstance(requests[0][1], dict)  # the second argument of a generation is its settings
+    return _one(first) if generated and isinstance(first, list) else None
+
+
+def _targets(doc: dict[str, Any], target: Any) -> list[str]:
+    """All gold answers: the document's `jrt_answers` or `answers` (a list, or SQuAD's dictionary), its `value`, else
+    the task's target.
+    """
+    gold = doc.get("jrt_answers", doc.get("answers", doc.get("value")))
+    if isinstance(gold, dict):
+        gold = gold.get("text")
+    if gold is None:
+        gold = target
+    found = gold if isinstance(gold, list) else [gold]
+    return [str(g) for g in found if isinstance(g, (str, int, float))]
+
+
+def _place(passage: str | None, targets: list[str]) -> tuple[float | None, int | None]:
+    """Where the first gold answer that is in the passage begins (0 to 1), and how far before the end it last ends."""
+    lower = (passage or "").lower()
+    for gold in targets:
+        needle = gold.lower()
+        start = lower.find(needle) if needle else -1
+        if start >= 0:
+            return start / len(lower), len(lower) - (lower.rfind(needle) + len(needle))
+    return None, None
+
+
+def _count(values: dict[str, Any], name: str, default: int | None = None) -> int | None:
+    value = values.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def _one(value: Any) -> str | None:
+    if isinstance(value, list):
+        value = value[0] if value else None
+    return value if value is None or isinstance(value, str) else str(value)
+
+
+def _first(values: dict[str, Any], *names: str) -> str | None:
+    """The first of these that says anything."""
+    return next((text for name in names if (text := _one(values.get(name)))), None)
+
+
+def _table(rows: list[dict[str, Any]], run: dict[str, Any], fixed: pa.Schema) -> pa.Table:
+    columns: dict[str, pa.Array] = {}
+    for field in fixed:
+        if field.name in RUN_COLUMNS:
+            columns[field.name] = pa.repeat(pa.scalar(run[field.name], _plain(field.type)), len(rows)).cast(field.type)
+        else:
+            columns[field.name] = pa.array([row[field.name] for row in rows], _plain(field.type)).cast(field.type)
+    for name in sorted({key for row in rows for key in row if key.startswith(METRIC_PREFIX)}):
+        columns[name] = pa.array([row.get(name) for row in rows], pa.float64())
+    return pa.table(columns)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The value type of a dictionary type, any other type as it is."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind

@@ -1,0 +1,98 @@
+"""`jrt-eval bench`: what it counts, what it leaves out, and the files it writes. No time is asserted."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from jrt_eval.bench import alternatives, model, timing
+from jrt_eval.bench import kernels as measured
+from jrt_eval.cli.bench import bench
+from jrt_eval.kernels import taylor_linear_attention
+
+
+def test_minimal_flops_are_those_of_153_features_and_chunks_of_64() -> None:
+    assert measured.minimal_flops(1, 1, 1, 16, 64) == 4 * 153 * 64 + 2 * 64 * 80
+    assert measured.minimal_flops(2, 3, 100, 16, 64) == 600 * measured.minimal_flops(1, 1, 1, 16, 64)
+
+
+def test_every_alternative_computes_the_same_operator() -> None:
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 130, d, generator=g) for d in (16, 16, 24))
+    want, _ = taylor_linear_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+    for name, (run, _) in {**alternatives.table(), **alternatives.differentiable()}.items():
+        if "softmax" not in name:
+            torch.testing.assert_close(run(q, k, v).transpose(1, 2), want, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_what_would_take_too_long_or_too_much_memory_is_left_out() -> None:
+    shape = measured.Shape(1, 16, 16, 64, torch.device("cpu"))
+    assert not measured._too_much("scores", True, shape, 512, {})
+    assert measured._too_much("scores", True, shape, 65536, {})
+    assert not measured._too_much("scores", True, shape, 2048, {"scores": (1024, 0.9)})
+    assert measured._too_much("scores", True, shape, 2048, {"scores": (1024, 1.1)})
+    assert not measured._too_much("linear", False, shape, 2048, {"linear": (1024, 1.9)})
+    assert measured._too_much("linear", False, shape, 2048, {"scores": (1024, 0.1)})
+
+
+def test_every_round_times_every_candidate() -> None:
+    seen: list[str] = []
+    found = timing.timings(
+        {name: (lambda name=name: seen.append(name)) for name in "ab"}, torch.device("cpu"), rounds=3, seconds=1e-5
+    )
+    assert seen.count("a") >= 5
+    assert seen.count("b") >= 5
+    assert all(0 < x.fastest <= x.median <= x.slowest for x in found.values())
+
+
+def test_the_command_prints_and_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    quick = timing.timings
+    monkeypatch.setattr(measured, "timings", lambda runs, device, **_: quick(runs, device, rounds=3, seconds=1e-3))
+    monkeypatch.setattr(measured, "Matmul", lambda device: timing.Matmul(device, size=64))
+    arguments = ["kernels", "--lengths", "16,70", "--batches", "2", "--heads", "2", "--output", str(tmp_path)]
+    result = CliRunner().invoke(bench, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    for text in ("prefill, 70 tokens", "gradients, 16 tokens", "decode step, batch 2", "of matmul", "SDPA"):
+        assert text in result.output
+    with open(tmp_path / "kernels.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [
+        {key: "" if value is None else str(value) for key, value in row.items()}
+        for row in json.loads((tmp_path / "kernels.json").read_text())["rows"]
+    ]
+    ours = [row for row in rows if row["name"] == measured.OURS]
+    assert [(row["operator"], row["length"]) for row in ours] == [
+        ("prefill", "16"),
+        ("prefill", "70"),
+        ("gradients", "16"),
+        ("gradients", "70"),
+        ("decode", "1"),
+    ]
+    share = measured.minimal_flops(1, 2, 70, 16, 64) / float(ours[1]["seconds"]) / float(ours[1]["matmul_flops"])
+    assert float(ours[1]["matmul_fraction"]) == pytest.approx(share)
+    assert (tmp_path / "kernels.png").stat().st_size > 10000
+
+
+def test_the_model_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {"n_embd": 64, "n_inner": 64, "vocab_size": 100}.items():
+        monkeypatch.setitem(model.JRT_360M, key, value)
+    arguments = ["model", "--length", "40", "--steps", "1", "--rounds", "1", "--layers", "3", "--output", str(tmp_path)]
+    result = CliRunner().invoke(bench, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    runs = json.loads((tmp_path / "model.json").read_text())["runs"]
+    assert [run["backend"] for run in runs] == ["torch", "auto"]
+    for run in runs:
+        assert 0 < run["operator_seconds"] <= run["mixer_seconds"] <= run["prefill_seconds"]
+
+
+@pytest.mark.parametrize("lengths", ["0", "a", ""])
+def test_lengths_that_are_none(lengths: str) -> None:
+    result = CliRunner().invoke(bench, ["kernels", "--lengths", lengths])
+    assert result.exit_code == 2
+    assert "positive whole numbers" in result.output
