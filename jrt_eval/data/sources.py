@@ -14,7 +14,8 @@ import numpy as np
 from jrt_eval.data import mqar, set_disjointness
 from jrt_eval.data.rows import Chunk, Text, load_tokenizer, paired_chunk
 from jrt_eval.errors import UserError, nearest
-from jrt_eval.training.config import Synthetic, build
+from jrt_eval.settings import build
+from jrt_eval.training.config import Synthetic
 
 _CHUNK = 2000
 

@@ -5,16 +5,12 @@ Every key is a field of a dataclass below; an unknown key is an error that names
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, Union
+from typing import Any
 
 from jrt_eval.errors import UserError, nearest
-
-T = TypeVar("T")
+from jrt_eval.settings import load
 
 
 @dataclass
@@ -192,110 +188,9 @@ def padded_vocabulary(model: dict[str, Any]) -> int | None:
 
 
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
-    """Read a YAML file; `overrides` are `dotted.key=value` with YAML values."""
-    import yaml
-
+    """Read and check a YAML file; `overrides` are `dotted.key=value` with YAML values."""
     if not path.is_file():
-        raise UserError(f"no training configuration at {path}; shipped ones stand in configs/paper and configs/mini")
-    try:
-        content = yaml.load(path.read_text(), Loader=_loader())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a training configuration is a mapping, this is a {type(content).__name__}")
-    for override in overrides:
-        dotted, equals, value = override.partition("=")
-        if not equals:
-            raise UserError(f"--set {override}: write key=value, e.g. --set optimizer.lr=5e-4")
-        *parents, last = dotted.split(".")
-        target = content
-        for parent in parents:
-            target = target.setdefault(parent, {})
-            if not isinstance(target, dict):
-                raise UserError(f"--set {override}: {parent} is no section")
-        target[last] = yaml.load(value, Loader=_loader())
-    config = build(Config, content, str(path))
+        raise UserError(f"no training configuration at {path}; shipped ones are in configs/paper and configs/mini")
+    config = load(Config, path, overrides, "training configuration")
     config.check()
     return config
-
-
-def _loader() -> Any:
-    """YAML 1.1 takes 8e-4 for a string; people mean a number."""
-    import re
-
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-    )
-    return Loader
-
-
-def build(cls: type[T], content: Any, where: str) -> T:
-    """A dataclass from a mapping, recursively; every complaint says where."""
-    if not isinstance(content, dict):
-        raise UserError(f"{where}: expected a mapping with keys, got {content!r}")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    values = {}
-    for key, value in content.items():
-        if key not in fields:
-            raise UserError(f"{where}: unknown key {key!r}{nearest(str(key), list(fields))}")
-        values[key] = _coerce(hints[key], value, f"{where}: {key}")
-    required = [
-        f.name
-        for f in fields.values()
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values
-    ]
-    if required:
-        raise UserError(f"{where}: {', '.join(required)} must be given")
-    return cls(**values)
-
-
-def _tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    """`items`: a type for each element, or one and an ellipsis."""
-    if not isinstance(value, (list, tuple)):
-        raise UserError(f"{where}: expected a list, got {value!r}")
-    if items[1:] == (...,):
-        items = (items[0],) * len(value)
-    if len(value) != len(items):
-        raise UserError(f"{where}: expected a list of {len(items)}, got {value!r}")
-    return tuple(_coerce(item, element, where) for item, element in zip(items, value, strict=True))
-
-
-def _coerce(hint: Any, value: Any, where: str) -> Any:
-    origin = typing.get_origin(hint)
-    if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        hint = next(option for option in typing.get_args(hint) if option is not type(None))
-        origin = typing.get_origin(hint)
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, where)  # type: ignore[arg-type]
-    if origin is list:
-        (item,) = typing.get_args(hint)
-        if not isinstance(value, list):
-            value = [value]
-        return [_coerce(item, element, where) for element in value]
-    if origin is tuple:
-        return _tuple(typing.get_args(hint), value, where)
-    if origin is typing.Literal:
-        known = typing.get_args(hint)
-        if value not in known:
-            raise UserError(
-                f"{where}: expected one of {', '.join(known)}, got {value!r}{nearest(str(value), list(known))}"
-            )
-        return value
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise UserError(f"{where}: expected a mapping, got {value!r}")
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UserError(f"{where}: expected {hint.__name__}, got {value!r}")
-    return value

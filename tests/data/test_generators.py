@@ -136,10 +136,10 @@ def test_shares_of_more_than_all_rows_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "given", "complaint"),
     [
-        ("documents", {"twice": "abc"}, "twice: expected float, got 'abc'"),
+        ("documents", {"twice": "abc"}, "twice: expected a number, got 'abc'"),
         ("documents", {"twice": -0.5}, "twice is a share"),
         ("documents", {"filler": 2}, "filler is a share"),
-        ("documents", {"facts": ["a", "b"]}, "facts: expected int, got 'a'"),
+        ("documents", {"facts": ["a", "b"]}, "facts: expected an integer, got 'a'"),
         ("documents", {"facts": [5]}, "facts: expected a list of 2"),
         ("documents", {"facts": 5}, "facts: expected a list, got 5"),
         ("documents", {"facts": [9, 5]}, r"facts is \[fewest, most\]"),
@@ -147,7 +147,7 @@ def test_shares_of_more_than_all_rows_are_refused(tmp_path: Path) -> None:
         ("documents", {"split": "trian"}, "expected one of train, evaluation, got 'trian' .did you mean 'train'"),
         ("documents", {"twise": 0.5}, "unknown key 'twise' .did you mean 'twice'"),
         ("mqar", {"pairs": 100}, "100 pairs need a length of at least 400"),
-        ("mqar", {"pairs": "x"}, "pairs: expected int"),
+        ("mqar", {"pairs": "x"}, "pairs: expected an integer"),
         ("set_disjointness", {}, "sizes is a list of pairs"),
         ("set_disjointness", {"sizes": [[4, 0]]}, "sizes is a list of pairs"),
         ("set_disjointness", {"sizes": [[4, 9000]]}, "a set of 9000 does not fit"),

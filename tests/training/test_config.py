@@ -65,7 +65,7 @@ def _write(folder: Path, **changes: Any) -> Path:
         ({"optimiser": {}}, "unknown key 'optimiser' (did you mean 'optimizer'?)"),
         ({"optimizer__warm_up": 0.1}, "unknown key 'warm_up' (did you mean 'warmup'?)"),
         ({"objective__kind": "jtr"}, "did you mean 'jrt'"),
-        ({"steps": "many"}, "steps: expected int"),
+        ({"steps": "many"}, "steps: expected an integer"),
         ({"steps": 0}, "steps: must be at least 1"),
         ({"micro_batch": 7}, "does not divide batch_size"),
         ({"data__lengths": [512]}, "leaves nothing to predict"),

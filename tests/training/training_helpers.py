@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jrt_eval.training.config import Config, build
+from jrt_eval.settings import build
+from jrt_eval.training.config import Config
 
 MODELS: dict[str, dict[str, Any]] = {
     "mamba": {
