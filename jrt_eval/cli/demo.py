@@ -6,9 +6,8 @@ Runs stock `lm_eval` with small local models on a read-once task and its read-tw
 from __future__ import annotations
 
 import json
-import os
+import shlex
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -17,6 +16,7 @@ import click
 
 from jrt_eval.errors import UserError
 from jrt_eval.minis import NAMES
+from jrt_eval.processes import child_environment, python_module
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,16 +26,17 @@ DOCUMENTS = 40  # of the 160 of jrt_mini: four models in under three minutes on 
 
 def run_lm_eval(model: str, tasks: str, output: Path, metadata: dict[str, str], limit: int | None) -> None:
     """One stock lm_eval process, its output shown as it comes."""
-    command = [sys.executable, "-m", "lm_eval", "run", "--model", "jrt", "--model_args", f"pretrained={model}"]
-    command += ["--tasks", tasks, "--batch_size", "8", "--device", "cpu", "--output_path", str(output), "--log_samples"]
+    arguments = ["run", "--model", "jrt", "--model_args", f"pretrained={model}", "--tasks", tasks, "--batch_size", "8"]
+    arguments += ["--device", "cpu", "--output_path", str(output), "--log_samples"]
     if metadata:
-        command += ["--metadata", json.dumps(metadata)]
+        arguments += ["--metadata", json.dumps(metadata)]
     if limit:
-        command += ["--limit", str(limit)]
-    click.secho("$ " + " ".join(["lm_eval", *command[3:]]), bold=True)
-    # Everything is here: without this, a machine with no network waits for the hub's look-ups by name to time out.
-    if subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"}).returncode != 0:
-        raise UserError(f"lm_eval failed on {model}; its last lines stand above")
+        arguments += ["--limit", str(limit)]
+    click.secho("$ " + shlex.join(["lm_eval", *arguments]), bold=True)
+    # Everything is on this machine. Without this variable, look-ups of names on the hub wait for a time-out where there is no network.
+    environment = child_environment({"HF_HUB_OFFLINE": "1"})
+    if subprocess.run(python_module("lm_eval", *arguments), env=environment).returncode != 0:
+        raise UserError(f"lm_eval failed on {model}; its last lines are above")
 
 
 def table(runs: Path) -> pd.DataFrame:

@@ -22,7 +22,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -31,10 +30,11 @@ from typing import Any
 
 import yaml
 
+from jrt_eval.processes import child_environment, python_module
 from jrt_eval.sweep.plan import Job, Unit, installed_versions, model_commit
 from jrt_eval.sweep.store import Folder, last_lines, read_json, record_unit, write
 
-LM_EVAL = (sys.executable, "-m", "lm_eval", "run")
+LM_EVAL = tuple(python_module("lm_eval", "run"))
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|can't allocate memory"
     r"|Cannot allocate memory|\bMemoryError\b",
@@ -121,7 +121,7 @@ class JobRun:
             log.write(f"\n--- attempt {self._attempt}: {len(units)} tasks, batch size {batch}\n".encode())
             log.flush()
             self._log_start = log.tell()
-            launch = [sys.executable, "-m", "jrt_eval.sweep.launch", str(os.getpid())]
+            launch = python_module("jrt_eval.sweep.launch", str(os.getpid()))
             # A new session, so that the whole tree of processes can be ended, and the GPU with it.
             self._child = subprocess.Popen(
                 [*launch, *self._command, "--config", str(config)],
@@ -141,7 +141,7 @@ class JobRun:
             # a log is no terminal
             "TQDM_MININTERVAL": "2",
             "PYTHONUNBUFFERED": "1",
-            **os.environ,
+            **child_environment(),
             **self.job.env,
             MARK: f"{self._folder.path}:{self.job.id}",
         }

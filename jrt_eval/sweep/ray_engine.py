@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,8 +24,10 @@ from jrt_eval.sweep.store import Folder, write
 _RESUBMIT = 2  # how often a job comes again whose worker died
 
 
-def run_job(folder: str, job: Job, command: Sequence[str]) -> None:
-    """The body of a Ray task: one job from beginning to end."""
+def run_job(folder: str, job: Job, command: Sequence[str], start_in: str) -> None:
+    """The body of a Ray task: one job from beginning to end, in the folder `start_in` if this machine has it."""
+    if Path(start_in).is_dir():
+        os.chdir(start_in)
     if not (Path(folder) / ".plan.json").is_file():
         raise UserError(f"{folder} is not there on {os.uname().nodename}: the machines must share the sweep's folder")
     run = JobRun(Folder(folder), job, gpus=None if job.resources.gpus else "", command=command)
@@ -56,7 +59,7 @@ class RayEngine:
                 options["include_dashboard"] = False
             _reach(self._address)
             try:
-                ray.init(address=self._address, **options)
+                self._init(options)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 line = " ".join(str(error).split())[:200]
                 raise UserError(f"cannot reach Ray at {self._address!r}: {line}") from None
@@ -73,6 +76,20 @@ class RayEngine:
                     f"{most['CPU']:g} and {most['memory'] / 1e9:.0f} GB (see 'resources' in the sweep file)"
                 )
 
+    def _init(self, options: dict[str, Any]) -> None:
+        """Start or reach Ray from an empty folder.
+
+        Ray puts the current folder first on its workers' sys.path, where a stranger's `ctypes.py` would be imported. The folder lives as
+        long as this engine, since Ray's processes start in it.
+        """
+        before = os.getcwd()
+        self._empty_folder = tempfile.TemporaryDirectory(prefix="jrt-eval-ray-")
+        os.chdir(self._empty_folder.name)
+        try:
+            self._ray.init(address=self._address, **options)
+        finally:
+            os.chdir(before)
+
     def run(
         self,
         jobs: Sequence[Job],
@@ -88,7 +105,7 @@ class RayEngine:
 
         def submit(job: Job, times: int) -> None:
             task = remote.options(**_request(job), max_retries=0, name=job.id)
-            pending[task.remote(str(folder.path), job, tuple(command))] = (job, times)
+            pending[task.remote(str(folder.path), job, tuple(command), os.getcwd())] = (job, times)
 
         try:
             for job in sorted(jobs, key=lambda job: -job.resources.gpus):

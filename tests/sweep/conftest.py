@@ -83,9 +83,9 @@ class Toys:
         found: dict[str, Any] = json.loads(path.read_text())
         return found
 
-    def spawn(self, file: Path, *, command: tuple[str, ...] = STAND_IN, engine: str = "local") -> subprocess.Popen[str]:
-        """The sweep in a process of its own, to be killed."""
-        program = (
+    def program(self, file: Path, *, command: tuple[str, ...], engine: str) -> str:
+        """Python code that runs the sweep."""
+        return (
             "import sys; from jrt_eval.sweep import run, spec\n"
             "from jrt_eval.sweep.local import LocalEngine\n"
             f"if {engine!r} == 'ray':\n"
@@ -93,6 +93,10 @@ class Toys:
             f"sweep, command = spec.load({str(file)!r}), {command!r}\n"
             f"sys.exit(run.run_sweep(sweep, {str(self.out)!r}, engine=LocalEngine(), command=command))"
         )
+
+    def spawn(self, file: Path, *, command: tuple[str, ...] = STAND_IN, engine: str = "local") -> subprocess.Popen[str]:
+        """The sweep in a process of its own, to be killed."""
+        program = self.program(file, command=command, engine=engine)
         return subprocess.Popen(
             [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

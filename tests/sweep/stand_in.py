@@ -28,6 +28,7 @@ def main() -> None:
     if "journal" in asked:
         note = {
             "pid": os.getpid(),
+            "folder": os.getcwd(),
             "tasks": tasks,
             "batch": config["batch_size"],
             "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
