@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from jrt_eval import load_model, minis
 from jrt_eval.data.documents import EVALUATION_SHAPE, make_document, prompt
-from jrt_eval.data.rows import load_tokenizer
+from jrt_eval.data.text import load_tokenizer
 from jrt_eval.training.checkpoint import load_weights
 from jrt_eval.training.mamba import MambaLM
 

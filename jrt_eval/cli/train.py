@@ -22,7 +22,7 @@ def train(config: Path, overrides: tuple[str, ...], data_only: bool) -> None:
 
     loaded = load_config(config, overrides)
     if data_only:
-        from jrt_eval.data.rows import open_rows
+        from jrt_eval.data.cache import open_rows
 
         for data in filter(None, (loaded.data, loaded.validation)):
             rows = open_rows(data, loaded.tokenizer, Path(loaded.cache))

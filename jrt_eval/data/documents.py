@@ -173,7 +173,7 @@ OPENING = {
 
 
 @dataclass(frozen=True)
-class Shape:
+class DocumentShape:
     """How long and how crowded a document is.
 
     `facts`: fewest and most facts about the entity (28 attributes are known for each domain). After a fact may stand
@@ -217,7 +217,7 @@ def belongs_to(split: Split, entity: str, key: str, value: str) -> bool:
     return held_out == (split == "evaluation")
 
 
-def make_document(split: Split, seed: int, index: int, shape: Shape = Shape()) -> Document:
+def make_document(split: Split, seed: int, index: int, shape: DocumentShape = DocumentShape()) -> Document:
     """Document number `index` of the endless stream `(split, seed)`."""
     rng = Random(f"{split}/{seed}/{index}")
     domain = DOMAINS[int(rng.random() * len(DOMAINS))]
@@ -317,10 +317,10 @@ def marked_text(document: Document, rng: Random, *, answered: bool = False) -> l
 
 
 # Documents of the task jrt_mini: all 28 facts of a domain, many of them beside a rival's, about 370 tokens.
-EVALUATION_SHAPE = Shape(facts=(28, 28), filler=0.3, rival=0.2)
+EVALUATION_SHAPE = DocumentShape(facts=(28, 28), filler=0.3, rival=0.2)
 
 
-def evaluation_rows(documents: int, seed: int = 1, shape: Shape = EVALUATION_SHAPE) -> Iterator[dict[str, str]]:
+def evaluation_rows(documents: int, seed: int = 1, shape: DocumentShape = EVALUATION_SHAPE) -> Iterator[dict[str, str]]:
     """Rows in the schema of based-fda (`doc_id`, `file_name`, `key`, `value`, `text`), one question per document."""
     for index in range(documents):
         document = make_document("evaluation", seed, index, shape)

@@ -1,7 +1,7 @@
 """A byte-level BPE tokenizer in GPT-2's form, trained on procedural documents.
 
-Like GPT-2's, its first 256 ids are the bytes in GPT-2's order, so token 220 is a space: what JRT-RNN's short prompts
-are padded with (spec/models.md).
+Like GPT-2's, its first 256 ids are the bytes in GPT-2's order. So the token that left-pads JRT-RNN's short prompts is a
+space in both.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 END_OF_TEXT = "<|endoftext|>"
-SPACE = 220
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int, folder: Path) -> None:
@@ -20,6 +19,8 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, folder: Path) -> None
     `vocab_size` counts the end-of-text token, which gets the last id.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    from jrt_eval.models.recurrent.model import PAD_TOKEN
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -31,8 +32,8 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, folder: Path) -> None
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    if tokenizer.id_to_token(SPACE) != "Ġ":
-        raise AssertionError(f"token {SPACE} is {tokenizer.id_to_token(SPACE)!r}, not a space")
+    if tokenizer.id_to_token(PAD_TOKEN) != "Ġ":
+        raise AssertionError(f"token {PAD_TOKEN} is {tokenizer.id_to_token(PAD_TOKEN)!r}, not a space")
     tokenizer.add_special_tokens([END_OF_TEXT])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
@@ -49,7 +50,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, folder: Path) -> None
 
 
 def document_texts(documents: int, seed: int = 0) -> Iterator[str]:
-    """What the minis' tokenizer was trained on: training documents with one answered question each."""
+    """The texts that the minis' tokenizer was trained on: training documents with answered questions."""
     from random import Random
 
     from jrt_eval.data.documents import make_document, training_text

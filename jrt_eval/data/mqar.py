@@ -1,7 +1,7 @@
 """Multi-query associative recall (Arora et al., Zoology, arXiv 2312.04927, section 3 and appendix).
 
-A sequence tells `pairs` keys and values, `k1 v1 k2 v2 ...`; later the keys come again, each at its own distance, and
-after each the model owes its value. Distances follow a power law, so that most queries come soon.
+A sequence begins with `pairs` keys and their values, `k1 v1 k2 v2 ...`. Later each key appears again, as a query, and the
+model has to predict its value. Distances follow a power law, so most queries come early.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from jrt_eval.data.rows import IGNORED_LABEL
+
 VOCABULARY = 8192
 FILL = 0
-IGNORE = -100
 
 Ints = npt.NDArray[np.int64]
 
@@ -21,10 +22,10 @@ def examples(
 ) -> tuple[Ints, Ints]:
     """`count` sequences of `length` tokens with `pairs` keys: inputs and labels, both (count, length).
 
-    The first 2 * pairs tokens are keys (from the lower half of the vocabulary) and values (from the upper half),
-    without repetition. Of the remaining positions, every second one may hold a query; gap g between the first
-    such place and a query has probability in proportion to g^(power - 1). The label at a query is its value,
-    everywhere else -100; what is no pair and no query is token 0.
+    The first 2 * pairs tokens are keys (from the lower half of the vocabulary) and values (from the upper half), without
+    repetition. Every second of the remaining positions may hold a query; the g-th of them does so with probability
+    proportional to g^(power - 1). The label at a query is its value and `IGNORED_LABEL` elsewhere. All other tokens
+    are 0. Raises `ValueError` if the pairs do not fit.
     """
     places = (length - 2 * pairs) // 2
     if pairs < 1 or places < pairs:
@@ -35,7 +36,7 @@ def examples(
     weights = np.arange(1, places + 1, dtype=np.float64) ** (power - 1)
     weights /= weights.sum()
     inputs = np.full((count, length), FILL, dtype=np.int64)
-    labels = np.full((count, length), IGNORE, dtype=np.int64)
+    labels = np.full((count, length), IGNORED_LABEL, dtype=np.int64)
     for i in range(count):
         keys = rng.choice(np.arange(1, vocabulary // 2), pairs, replace=False)
         values = rng.choice(np.arange(vocabulary // 2, vocabulary), pairs, replace=False)

@@ -1,7 +1,8 @@
 """Set disjointness (JRT paper, section 3 and figure 2): which token do two sets share?
 
-Input `[1] A [2] B [3]`, answer: the one token that A and B share. A causal model has to remember A while it reads B;
-what it costs depends on |A|, so the order of a short and a long set matters. To a non-causal model it does not.
+The input is `[1] A [2] B [3]`; the answer is the one token that A and B share. A causal model has to remember A while it
+reads B, which needs a state that grows with |A|, so the order of a short and a long set matters. For a non-causal model
+it does not.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from jrt_eval.data.rows import IGNORED_LABEL
+
 VOCABULARY = 2048
 MASK, PREFIX, BETWEEN, ANSWER = 0, 1, 2, 3
 RESERVED = 4
-IGNORE = -100
 
 # (|A|, |B|) of the training mixture, 20,000 examples each, and of the evaluation, 1,000 each.
 TRAINING = (
@@ -31,9 +33,9 @@ Ints = npt.NDArray[np.int64]
 def examples(first: int, second: int, count: int, seed: int, vocabulary: int = VOCABULARY) -> tuple[Ints, Ints]:
     """`count` examples with |A| = first and |B| = second.
 
-    Returns inputs (count, first + second + 3) and answers (count,). The tokens other than 0..3 are shuffled and
-    halved; A is drawn without replacement from one half, B from the other; then one random position of B is
-    overwritten with a random element of A.
+    Returns inputs (count, first + second + 3) and answers (count,). The tokens other than 0..3 are shuffled and halved. A
+    is drawn from one half and B from the other, without replacement; then a random element of A overwrites a random
+    position of B. Raises `ValueError` if a set does not fit half of the vocabulary.
     """
     half = (vocabulary - RESERVED) // 2
     if max(first, second) > half:
@@ -52,7 +54,7 @@ def examples(first: int, second: int, count: int, seed: int, vocabulary: int = V
 
 
 def labels(inputs: Ints, answers: Ints) -> Ints:
-    """Labels in place of inputs (count, length): -100 everywhere but at the last position, which holds the answer."""
-    result = np.full_like(inputs, IGNORE)
+    """Labels in place of inputs (count, length): `IGNORED_LABEL` except at the last position, which has the answer."""
+    result = np.full_like(inputs, IGNORED_LABEL)
     result[:, -1] = answers
     return result

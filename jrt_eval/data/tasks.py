@@ -1,4 +1,4 @@
-"""Set disjointness and MQAR as documents of lm-eval tasks: tokens are spelt as words, sizes come from --metadata."""
+"""Set disjointness and MQAR as documents of lm-eval tasks. Tokens are written as words; `--metadata` sets the sizes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 from jrt_eval.data import mqar as recall
 from jrt_eval.data import set_disjointness as sets
+from jrt_eval.data.rows import IGNORED_LABEL
 from jrt_eval.errors import UserError, nearest
 
 _SETS = {"first": 4, "second": 32, "documents": 200, "seed": 1, "vocabulary": 512}
 _MQAR = {"length": 64, "pairs": 8, "documents": 200, "seed": 1, "vocabulary": 512}
-# What lm-eval puts into every task's metadata: the model's arguments, and a version.
+# Keys that lm-eval and other tasks put into the metadata.
 _FOREIGN = {
     "version",
     "pretrained",
@@ -25,7 +26,7 @@ _FOREIGN = {
 
 
 def _settings(name: str, known: Mapping[str, int], metadata: Mapping[str, Any]) -> dict[str, int]:
-    """Whole numbers of at least 1 (seed: 0) for every known key; a key that nearly is one of them is refused."""
+    """`known` updated by the metadata: integers of at least 1 (seed: 0). A key that resembles a known one is refused."""
     chosen = dict(known)
     for key, value in metadata.items():
         if key not in known:
@@ -35,7 +36,7 @@ def _settings(name: str, known: Mapping[str, int], metadata: Mapping[str, Any]) 
         try:
             chosen[key] = int(value)
         except (TypeError, ValueError):
-            raise UserError(f"task {name}: metadata {key} must be a whole number, got {value!r}") from None
+            raise UserError(f"task {name}: metadata {key} must be an integer, got {value!r}") from None
         if chosen[key] < (0 if key == "seed" else 1):
             raise UserError(f"task {name}: metadata {key} must be at least {0 if key == 'seed' else 1}, got {value}")
     return chosen
@@ -52,7 +53,7 @@ def _split(rows: list[dict[str, str]]) -> dict[str, Any]:
 
 
 def set_disjointness(**metadata: Any) -> dict[str, Any]:
-    """Rows with `prompt` and `answer`; metadata: first and second (the sets' sizes, in this order), documents, seed."""
+    """Rows with `prompt` and `answer`. Metadata: first and second (sizes of the sets in this order), documents, seed, vocabulary."""
     s = _settings("jrt_set_disjointness", _SETS, metadata)
     try:
         inputs, answers = sets.examples(s["first"], s["second"], s["documents"], s["seed"], s["vocabulary"])
@@ -66,17 +67,17 @@ def set_disjointness(**metadata: Any) -> dict[str, Any]:
 
 
 def mqar(**metadata: Any) -> dict[str, Any]:
-    """Rows with `prompt` and `answer`: pairs, then queries with their values; the last query's value is asked for."""
+    """Rows with `prompt` and `answer`: pairs, then queries with their values; the answer is the value of the last query."""
     s = _settings("jrt_mqar", _MQAR, metadata)
     try:
         inputs, labels = recall.examples(s["length"], s["pairs"], s["documents"], s["seed"], s["vocabulary"])
     except ValueError as error:
         raise UserError(f"task jrt_mqar: {error}") from None
     rows = []
-    for row, owed in zip(inputs.tolist(), labels.tolist(), strict=True):
-        told = [f"w{k} w{v}" for k, v in zip(row[0 : 2 * s["pairs"] : 2], row[1 : 2 * s["pairs"] : 2], strict=True)]
-        asked = [(row[i], value) for i, value in enumerate(owed) if value != recall.IGNORE]
+    for row, targets in zip(inputs.tolist(), labels.tolist(), strict=True):
+        pairs = [f"w{k} w{v}" for k, v in zip(row[0 : 2 * s["pairs"] : 2], row[1 : 2 * s["pairs"] : 2], strict=True)]
+        asked = [(row[i], value) for i, value in enumerate(targets) if value != IGNORED_LABEL]
         before = [f"w{key} w{value}" for key, value in asked[:-1]]
         key, value = asked[-1]
-        rows.append({"prompt": f"{', '.join([*told, *before])}, w{key}", "answer": f"w{value}"})
+        rows.append({"prompt": f"{', '.join([*pairs, *before])}, w{key}", "answer": f"w{value}"})
     return _split(rows)

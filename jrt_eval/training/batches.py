@@ -1,4 +1,4 @@
-"""Which rows make which batch, and how rows become tensors. All of it is a pure function of (seed, number)."""
+"""Which rows form which batch, and how rows become arrays. Both are pure functions of (seed, number)."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from jrt_eval.data.rows import Rows
+from jrt_eval.data.rows import IGNORED_LABEL, TokenRows
 from jrt_eval.errors import UserError
-
-IGNORE = -100
-PAD = 220  # a space; JRT-RNN's short prompts are padded with it (spec/models.md)
+from jrt_eval.models.recurrent.model import PAD_TOKEN
 
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows are laid into a batch.
+    """How rows are placed in a batch.
 
-    encoder: M for the JRT objective, else None. Then a row whose prompt is shorter than M is left-padded until the
-    prompt ends at M, as a JRT-RNN's prompts are; all other rows begin at position 0. Next-token labels before the first
-    position that counts are owed nothing.
-    tail: if not 0, the encoder reads all but so many positions of a batch that is shorter than M + tail, as if M were
-    that short; without it short rows would cost as much as long ones.
+    encoder: the encoder length M for the JRT objective, else None. A row whose prompt is shorter than M is left-padded so
+        that its prompt ends at M, as in evaluation; all other rows begin at position 0. Labels before the first scored
+        position are masked out of the loss.
+    tail: if not 0, the encoder reads all but `tail` positions of a batch shorter than M + tail, as if M were that short.
+        Otherwise short rows would cost as much as long ones.
+    boundary, context_weight, per_row, mask_probability, mask_token: see `jrt_eval.training.config.Objective`.
     """
 
     encoder: int | None = None
@@ -36,18 +35,23 @@ class Layout:
     mask_token: int = 0
 
     def encoded(self, length: int) -> int:
-        """Positions that the encoder reads in a batch of this length."""
+        """How many positions the encoder reads in a batch of this length."""
         if self.encoder is None:
             return 0
         return min(self.encoder, length - self.tail) if self.tail else self.encoder
 
     def first_position(self, length: int) -> int:
+        """The first position whose next-token prediction is scored."""
         return max(0, self.encoded(length) - self.boundary)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Arrays (rows, length); `left_pads`, `encoder_lengths` (rows,). Labels are -100 where nothing is owed; weights belong to labels."""
+    """Arrays (rows, length); left_pads and encoder_lengths are (rows,).
+
+    labels: the next token, or IGNORED_LABEL where it is not scored. weights: the loss weight of each label. answers: which labels
+    belong to an answer. masked: the original token where the input was masked, else IGNORED_LABEL.
+    """
 
     inputs: Ints
     labels: Ints
@@ -65,13 +69,13 @@ class Batch:
 class Plan:
     """An endless, shuffled sequence of batches of row indices.
 
-    An epoch is a permutation of all rows, cut into batches of rows of like length, in random order; rows that fill no
-    batch wait for the next epoch. Before the first epoch come `opening` batches in which the lengths come in one by
-    one, the shortest first: what is learnt on short rows helps with long ones.
+    An epoch is a random permutation of all rows, cut into batches of rows of similar length, in random order. Rows that
+    fill no batch are left out of that epoch. Before the first epoch there are `opening` batches in which the lengths are
+    introduced one by one, shortest first, since what is learnt on short rows helps with long ones.
     """
 
     def __init__(
-        self, rows: Rows, lengths: list[int], batch_size: int, layout: Layout, seed: int, opening: int = 0
+        self, rows: TokenRows, lengths: list[int], batch_size: int, layout: Layout, seed: int, opening: int = 0
     ) -> None:
         sizes = np.diff(rows.offsets) - 1
         self.lengths = sorted(lengths)
@@ -104,12 +108,12 @@ class Plan:
         return self._epoch[1][index]
 
     def position(self, number: int) -> dict[str, int]:
-        """Where a run that has seen `number` batches stands, for people to read."""
+        """The position of a run after `number` batches, for people to read."""
         epoch, batch = divmod(max(0, number - len(self._opening)), self.per_epoch)
         return {"opening": min(number, len(self._opening)), "epoch": epoch, "batch": batch}
 
     def _permuted(self, seed: list[int]) -> list[list[tuple[int, Ints]]]:
-        """Per length that fills a batch, all its batches."""
+        """For each length that fills a batch, all its batches."""
         order = np.random.default_rng(seed).permutation(len(self.buckets))
         result = []
         for bucket, length in enumerate(self.lengths):
@@ -131,12 +135,12 @@ class Plan:
         return result
 
 
-def collate(rows: Rows, indices: Ints, length: int, layout: Layout, seed: tuple[int, ...] | None) -> Batch:
-    """Lay rows into a batch of `length` positions; `seed` decides the masked tokens, None masks none."""
+def collate(rows: TokenRows, indices: Ints, length: int, layout: Layout, seed: tuple[int, ...] | None) -> Batch:
+    """Place rows in a batch of `length` positions. `seed` determines the masked tokens; None masks none."""
     shape = (len(indices), length)
-    inputs = np.zeros(shape, dtype=np.int64)  # behind a row's end any token will do: nothing before it can see it
-    labels = np.full(shape, IGNORE, dtype=np.int64)
-    owed = np.zeros(shape, dtype=np.float32)
+    inputs = np.zeros(shape, dtype=np.int64)  # after a row's end: no earlier position sees it
+    labels = np.full(shape, IGNORED_LABEL, dtype=np.int64)
+    flagged = np.zeros(shape, dtype=np.float32)
     real = np.zeros(shape, dtype=np.bool_)
     left_pads = np.zeros(len(indices), dtype=np.int64)
     encoded = layout.encoded(length)
@@ -144,18 +148,18 @@ def collate(rows: Rows, indices: Ints, length: int, layout: Layout, seed: tuple[
         tokens, flags, prompt = rows.row(int(index))
         pad = max(0, encoded - prompt) if prompt else 0
         end = pad + len(tokens) - 1
-        inputs[i, :pad] = PAD
+        inputs[i, :pad] = PAD_TOKEN
         inputs[i, pad:end] = tokens[:-1]
         labels[i, pad:end] = tokens[1:]
-        owed[i, pad:end] = flags[1:]
+        flagged[i, pad:end] = flags[1:]
         real[i, pad:end] = True
         left_pads[i] = pad
-    labels[:, : layout.first_position(length)] = IGNORE
-    answers = owed > 0
-    weights = np.where(answers, owed, layout.context_weight).astype(np.float32) * (labels != IGNORE)
+    labels[:, : layout.first_position(length)] = IGNORED_LABEL
+    answers = flagged > 0
+    weights = np.where(answers, flagged, layout.context_weight).astype(np.float32) * (labels != IGNORED_LABEL)
     if layout.per_row:
         weights /= np.maximum(weights.sum(1, keepdims=True), 1e-8)
-    masked = np.full(shape, IGNORE, dtype=np.int64)
+    masked = np.full(shape, IGNORED_LABEL, dtype=np.int64)
     if seed is not None and encoded and layout.mask_probability > 0:
         rng = np.random.default_rng(seed)
         chosen = real & (rng.random(shape) < layout.mask_probability)
@@ -163,5 +167,5 @@ def collate(rows: Rows, indices: Ints, length: int, layout: Layout, seed: tuple[
         masked[chosen] = inputs[chosen]
         inputs[chosen] = layout.mask_token
     return Batch(
-        inputs, labels, weights, answers & (labels != IGNORE), masked, left_pads, np.full(len(indices), encoded)
+        inputs, labels, weights, answers & (labels != IGNORED_LABEL), masked, left_pads, np.full(len(indices), encoded)
     )

@@ -1,18 +1,20 @@
-"""Checkpoints in the released form, with what a resumed run needs beside it; whole or not there at all.
+"""Checkpoints in the released form, together with the state that a resumed run needs.
 
     checkpoints/step-0001000/config.json, model.safetensors, tokenizer files      what `--model jrt` loads
                              training/optimizer.pt, training/state.json           what resuming needs
 
-A checkpoint is written to a hidden folder beside the others, flushed to disk, and renamed. So a run that is killed, or
-a disk that is full, leaves the earlier ones as they were.
+A checkpoint is written to a temporary folder, flushed to disk and renamed. So a killed run or a full disk leaves the
+earlier checkpoints as they were. Only finite weights are written, and the older checkpoint is removed afterwards.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import pickle
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +22,42 @@ import torch
 from torch import Tensor, nn
 
 from jrt_eval.errors import UserError
+from jrt_eval.files import new_folder, read_text, reason
+from jrt_eval.training import starting_weights
 from jrt_eval.training.objective import load_released_state, released_state
 
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json", "tokenizer.model"),
 )
+_NAME = re.compile(r"step-(\d{7,})")
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint cannot be read, or its weights are not finite."""
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """Everything in a checkpoint that training needs, read and checked but not yet loaded into a model."""
+
+    folder: Path
+    step: int
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    state: dict[str, Any]
 
 
 def step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
+    """The step in a checkpoint's name."""
+    match = _NAME.fullmatch(folder.name)
+    assert match is not None
+    return int(match[1])
 
 
 def existing(root: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted((p for p in root.glob("step-*") if p.is_dir()), key=step_of)
+    """The checkpoints under `root`, oldest first; folders with other names are not ours."""
+    return sorted((path for path in root.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()), key=step_of)
 
 
 def write_model(
@@ -44,7 +67,7 @@ def write_model(
     tokenizer: Path | None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """The released form: config.json, model.safetensors (converted to `dtype` if given), the tokenizer's files."""
+    """Write the released form: config.json, model.safetensors (in `dtype` if given), the tokenizer's files."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,6 +82,23 @@ def write_model(
                 shutil.copyfile(tokenizer / name, folder / name)
 
 
+def export_model(
+    folder: Path, model: nn.Module, config: Mapping[str, Any], tokenizer: Path | None, dtype: torch.dtype
+) -> None:
+    """Write the released form to `folder`, in place of what was there. Raises `UserError` if that fails."""
+    from safetensors import SafetensorError
+
+    staging = folder.with_name(f".{folder.name}-new")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        with new_folder(staging) as temporary:
+            write_model(temporary, model, config, tokenizer, dtype)
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"could not write the model to {folder}: {reason(error)}") from error
+
+
 def save(
     root: Path,
     step: int,
@@ -69,156 +109,117 @@ def save(
     state: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Write the checkpoint of `step` under `root`, then drop all but the newest `keep`.
+    """Write the checkpoint of `step` under `root`, then remove all but the newest `keep`.
 
-    Raises UserError if it could not be written; what stood there before still does.
+    Raises `UserError` if it could not be written; the earlier checkpoints are then unchanged.
     """
     from safetensors import SafetensorError
 
-    final, partial = root / f"step-{step:07d}", root / f".writing-{step:07d}"
+    final = root / f"step-{step:07d}"
     previous = existing(root)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        write_model(partial, model, config, tokenizer)
-        (partial / "training").mkdir()
-        torch.save(optimizer.state_dict(), partial / "training" / "optimizer.pt")
-        (partial / "training" / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
-        for path in (*partial.rglob("*"), partial):
-            _flush(path)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        _flush(root)
+        with new_folder(final) as temporary:
+            write_model(temporary, model, config, tokenizer)
+            (temporary / "training").mkdir()
+            torch.save(optimizer.state_dict(), temporary / "training" / "optimizer.pt")
+            (temporary / "training" / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
     except (OSError, SafetensorError, RuntimeError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, RuntimeError) and "write" not in str(error) and "enforce fail" not in str(error):
-            raise
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        stays = f"{previous[-1]} stays as it was" if previous else "there is no earlier one"
+            raise  # not a failure of torch.save to write its file
+        unchanged = f"{previous[-1]} is unchanged" if previous else "there is no earlier one"
         raise UserError(
-            f"could not write the checkpoint of step {step} to {root}: {reason}; {stays}. "
-            "Make room, then run the same command: it resumes from there"
+            f"could not write the checkpoint of step {step} to {root}: {reason(error)}; {unchanged}. "
+            "Free some disk space and run the same command: it resumes from there"
         ) from error
     for old in existing(root)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def non_finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
+    """The name of a tensor of the model or the optimiser state that is not finite, or None."""
+    return _first_non_finite(_named_tensors(model.state_dict(), optimizer.state_dict()))
 
 
 def load_weights(folder: Path, model: nn.Module, *, start: bool = False) -> None:
-    """Weights of a checkpoint folder into `model`.
+    """Load the weights of a checkpoint folder into `model`. Raises `UserError` if they cannot be read or do not fit.
 
-    start: the model may be deeper (`fit_layers`), its linear attentions may differ from the file's
-    (`fit_linear_attention`), and a Mamba model may have fewer states (`fit_states`).
+    start: the weights need not fit exactly (`jrt_eval.training.starting_weights`).
     """
-    from safetensors.torch import load_file
-
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise UserError(f"{folder} holds no model.safetensors")
-    state: dict[str, Tensor] = load_file(path)
+    if not (folder / "model.safetensors").is_file():
+        raise UserError(f"{folder} has no model.safetensors")
+    try:
+        state = _read_weights(folder)
+    except DamagedCheckpoint as error:
+        raise UserError(f"{folder} is damaged: {error}") from None
     if start:
-        fit_layers(model, state)
-        fit_linear_attention(model, state)
-        fit_states(model, state)
+        starting_weights.fit(model, state)
     try:
         load_released_state(model, state)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{folder} does not fit the configured model: {' '.join(str(error).split())[:300]}") from None
 
 
-def fit_layers(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Make a file fit a deeper model: a layer takes the next one of the file if their mixers are of one kind, else it is
-    new and begins as the identity, with zeros in the projections that write to the residual stream.
-    """
-    prefix = "transformer.layers."
-
-    def layers(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        found: dict[int, dict[str, Tensor]] = {}
-        for key in filter(lambda key: key.startswith(prefix), tensors):
-            index, _, rest = key.removeprefix(prefix).partition(".")
-            found.setdefault(int(index), {})[rest] = tensors[key]
-        return [found[index] for index in sorted(found)]
-
-    def kind(layer: Mapping[str, Tensor]) -> set[str]:
-        return {rest for rest in layer if rest.startswith("mixer.") and "_enc." not in rest}
-
-    ours, theirs = layers(model.state_dict()), layers(state)
-    if not 0 < len(theirs) < len(ours):
-        return
-    for key in [key for key in state if key.startswith(prefix)]:
-        del state[key]
-    for index, layer in enumerate(ours):
-        if theirs and kind(theirs[0]) == kind(layer):
-            chosen = theirs.pop(0)
-        else:
-            silent = ("mixer.out_proj.", "mlp.fc2.")
-            chosen = {rest: torch.zeros_like(t) if rest.startswith(silent) else t for rest, t in layer.items()}
-        state.update({f"{prefix}{index}.{rest}": tensor for rest, tensor in chosen.items()})
-    for index, layer in enumerate(theirs, len(ours)):  # no room for these: loading will say so
-        state.update({f"{prefix}{index}.{rest}": tensor for rest, tensor in layer.items()})
+def read_checkpoint(folder: Path) -> SavedState:
+    """Read and check a checkpoint. Raises `DamagedCheckpoint`."""
+    try:
+        state = json.loads(read_text(folder / "training" / "state.json"))
+        path = folder / "training" / "optimizer.pt"
+        optimizer = torch.load(path, weights_only=True, map_location="cpu")
+    except UserError as error:
+        raise DamagedCheckpoint(str(error)) from None
+    except (OSError, ValueError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError) as error:
+        raise DamagedCheckpoint(f"{folder / 'training'}: {_line(error)}") from None
+    if not isinstance(state, dict) or state.get("step") != step_of(folder) or not isinstance(state.get("config"), dict):
+        raise DamagedCheckpoint(f"{folder / 'training' / 'state.json'} does not describe step {step_of(folder)}")
+    if not isinstance(optimizer, dict) or not isinstance(optimizer.get("state"), dict):
+        raise DamagedCheckpoint(f"{path} is not the state of an optimiser")
+    weights = _read_weights(folder)
+    if (name := _first_non_finite(_named_tensors(weights, optimizer))) is not None:
+        raise DamagedCheckpoint(f"{name} is not finite")
+    return SavedState(folder, step_of(folder), weights, optimizer, state)
 
 
-def fit_linear_attention(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Make a file's linear attentions fit the model's: another family, or a smaller or larger state.
-
-    JRT-RNN from Based: the encoder's projections begin as copies of the decoder's. Behind the encoder both sums count
-    the prefix twice, and their ratio is Based's.
-    feature_dim: a head's scores are q.k = x (Wq^T Wk) y. A smaller head begins with the best approximation of that
-    product by its rank (the largest singular values, over k and the encoder's k together); a larger one computes the
-    same scores, its new keys being zeros and its new queries what they were drawn as.
-    """
-    fresh = model.state_dict()
-    for name, module in model.named_modules():
-        if not hasattr(module, "feature_dim") or f"{name}.proj_q.weight" not in state:
-            continue
-        if getattr(module, "enc_length", 0):
-            for part in ("k", "v"):
-                state.setdefault(f"{name}.proj_{part}_enc.weight", state[f"{name}.proj_{part}.weight"].clone())
-        keys = [key for key in (f"{name}.proj_k.weight", f"{name}.proj_k_enc.weight") if key in fresh and key in state]
-        query, heads, wanted = f"{name}.proj_q.weight", int(module.heads), int(module.feature_dim)  # type: ignore[arg-type]
-        held = state[query].shape[0] // heads
-        if held == wanted or state[query].shape[0] % heads or state[query].shape[1] != fresh[query].shape[1]:
-            continue
-        dtype = state[query].dtype
-        q = state[query].double().unflatten(0, (heads, held))  # (heads, features, d)
-        k = torch.cat([state[key].double().unflatten(0, (heads, held)) for key in keys], 2)
-        if wanted < held:
-            u, s, v = torch.linalg.svd(q.transpose(1, 2) @ k, full_matrices=False)
-            root = s[:, :wanted].sqrt()[..., None] * (wanted / held) ** 0.25  # scores are divided by sqrt(feature_dim)
-            q, k = u[:, :, :wanted].transpose(1, 2) * root, v[:, :wanted] * root
-        else:
-            more = fresh[query].double().cpu().unflatten(0, (heads, wanted))[:, held:]
-            grown = (wanted / held) ** 0.25
-            q = torch.cat([q * grown, more], 1)
-            k = torch.cat([k * grown, k.new_zeros(heads, wanted - held, k.shape[2])], 1)
-        state[query] = q.flatten(0, 1).to(dtype)
-        for key, fitted in zip(keys, k.chunk(len(keys), 2), strict=True):
-            state[key] = fitted.flatten(0, 1).to(dtype).contiguous()
+def restore(saved: SavedState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Load a checkpoint into model and optimiser. Raises `DamagedCheckpoint` if it does not fit them."""
+    try:
+        load_released_state(model, saved.weights)
+        optimizer.load_state_dict(saved.optimizer)
+    except (ValueError, RuntimeError, LookupError, TypeError) as error:
+        raise DamagedCheckpoint(f"it does not fit the configured model: {_line(error)}") from None
+    for parameter, moments in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if not isinstance(moments.get(name), Tensor) or moments[name].shape != parameter.shape:
+                raise DamagedCheckpoint(f"the optimiser state {name} does not fit its parameter")
 
 
-def fit_states(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Make a Mamba file's mixers fit a model with fewer states: the first are kept, which forget slowest."""
-    for name, module in model.named_modules():
-        key = f"{name}.A_log"
-        if not hasattr(module, "A_log") or key not in state or (held := state[key].shape[1]) <= module.states:  # type: ignore[operator]
-            continue
-        wanted, rank = int(module.states), int(module.rank)  # type: ignore[arg-type]
-        order = state[key].float().mean(0).argsort()[:wanted]
-        dt, b, c = state[f"{name}.x_proj.weight"].split([rank, held, held])
-        state[key] = state[key][:, order].contiguous()
-        state[f"{name}.x_proj.weight"] = torch.cat([dt, b[order], c[order]])
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(folder / "model.safetensors"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DamagedCheckpoint(f"{folder / 'model.safetensors'}: {_line(error)}") from None
 
 
-def load_training(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Weights, optimiser and the run's state from a checkpoint; returns the state."""
-    load_weights(folder, model)
-    optimizer.load_state_dict(torch.load(folder / "training" / "optimizer.pt", weights_only=True, map_location="cpu"))
-    state: dict[str, Any] = json.loads((folder / "training" / "state.json").read_text())
-    return state
+def _named_tensors(weights: Mapping[str, Tensor], optimizer: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    yield from weights.items()
+    for index, moments in optimizer["state"].items():
+        for name, value in moments.items() if isinstance(moments, dict) else ():
+            if isinstance(value, Tensor):
+                yield f"the optimiser's {name} of parameter {index}", value
+
+
+def _first_non_finite(named: Iterator[tuple[str, Tensor]]) -> str | None:
+    """One transfer from the device for all tensors, rather than one each."""
+    pairs = [(name, tensor) for name, tensor in named if tensor.is_floating_point()]
+    if not pairs:
+        return None
+    first = pairs[0][1].device
+    finite = torch.stack([tensor.isfinite().all().to(first, non_blocking=True) for _, tensor in pairs]).tolist()
+    return next((name for (name, _), good in zip(pairs, finite, strict=True) if not good), None)
+
+
+def _line(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -1,7 +1,7 @@
-"""The training objectives as one module, so that DistributedDataParallel and torch.compile see a single forward.
+"""The loss as one module, so that DistributedDataParallel and torch.compile see a single forward pass.
 
-NTP is next-token cross-entropy; the JRT objective (JRT paper, section 4) is NTP over positions >= M plus 0.25 times the
-cross-entropy at the masked positions of the encoder's region.
+NTP is next-token cross-entropy. The JRT objective (arXiv 2407.05483, section 4) is NTP over the positions from M on plus
+0.25 times the cross-entropy at the masked positions before M.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IGNORE = -100
+from jrt_eval.data.rows import IGNORED_LABEL
 
 
-class Sums(NamedTuple):
-    """Unnormalised: weighted NTP loss, summed MLM loss; and, where asked for, right answer tokens and rows."""
+class LossSums(NamedTuple):
+    """Sums over a batch: weighted NTP loss and MLM loss; on request, correct answer tokens and rows with a correct answer."""
 
     ntp: Tensor
     mlm: Tensor
@@ -26,7 +26,7 @@ class Sums(NamedTuple):
 
 
 class Trainable(nn.Module):
-    """A model with its loss. A model with a prefix encoder is told its left padding and what it encodes."""
+    """A model with its loss. encoder: the model takes the left padding and encoder length of each row."""
 
     def __init__(self, model: nn.Module, *, encoder: bool = False) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Trainable(nn.Module):
         self.encoder = encoder
 
     def hidden(self, inputs: Tensor, left_pads: Tensor, encoder_lengths: Tensor) -> Tensor:
-        """What the head reads, (batch, length, d)."""
+        """The input of the model's head, (batch, length, d)."""
         prefix = {"pads": left_pads, "encoder_lengths": encoder_lengths} if self.encoder else {}
         x: Tensor = self.model.hidden(inputs, **prefix)[0]  # type: ignore[operator]
         return x
@@ -48,23 +48,24 @@ class Trainable(nn.Module):
         left_pads: Tensor,
         encoder_lengths: Tensor,
         answers: Tensor | None = None,
-    ) -> Sums:
-        """Sums over a batch; arguments (batch, length), left_pads and encoder_lengths (batch,). `answers`: accuracy too.
+    ) -> LossSums:
+        """Sums over a batch. Arguments are (batch, length), left_pads and encoder_lengths (batch,).
 
-        The head, the costliest layer of a small model, is applied only where something is owed.
+        answers: marks answer tokens, whose accuracy is returned as well. The head, which is the largest layer of a small
+        model, is applied only where there is loss.
         """
         x = self.hidden(inputs, left_pads, encoder_lengths)
-        owed, hidden = weights > 0, masked != IGNORE
-        logits = self.model.logits(x[owed])  # type: ignore[operator]
-        ntp = _weighted(logits, labels[owed], weights[owed])
+        scored, hidden = weights > 0, masked != IGNORED_LABEL
+        logits = self.model.logits(x[scored])  # type: ignore[operator]
+        ntp = _weighted(logits, labels[scored], weights[scored])
         mlm = ntp.new_zeros(())
         if self.encoder:
             targets = masked[hidden]
             mlm = _weighted(self.model.logits(x[hidden]), targets, torch.ones_like(targets))  # type: ignore[operator]
         if answers is None:
-            return Sums(ntp, mlm)
-        right = torch.zeros_like(owed).masked_scatter(owed, logits.argmax(-1) == labels[owed]) & answers
-        return Sums(ntp, mlm, right.sum(), ((right == answers).all(1) & answers.any(1)).sum())
+            return LossSums(ntp, mlm)
+        right = torch.zeros_like(scored).masked_scatter(scored, logits.argmax(-1) == labels[scored]) & answers
+        return LossSums(ntp, mlm, right.sum(), ((right == answers).all(1) & answers.any(1)).sum())
 
 
 def _weighted(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ def is_mamba(config: Mapping[str, Any]) -> bool:
 
 
 def build_model(config: Mapping[str, Any], backend: str, seed: int, device: str = "cpu") -> nn.Module:
-    """A model with fresh weights that depend on `seed` alone; on "meta" nothing is drawn."""
+    """A model with random weights that depend only on `seed`; on the device "meta" it has no values."""
     from jrt_eval.training import parallel  # noqa: F401 - registers the backend `parallel`
 
     if is_mamba(config):
@@ -96,7 +97,7 @@ def build_model(config: Mapping[str, Any], backend: str, seed: int, device: str 
 
 
 def released_state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a released file: tied weights once, nothing that is derived."""
+    """The tensors of a released file: tied weights appear once, derived tensors not at all."""
     state = dict(model.state_dict())
     tied = {key for key in ("lm_head.weight",) if key in state}
     for key in tied:
@@ -106,7 +107,7 @@ def released_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_released_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """The inverse of `released_state`; raises for tensors that are missing or unknown."""
+    """The inverse of `released_state`. Raises `ValueError` for tensors that are missing or unknown."""
     missing, unknown = model.load_state_dict(dict(state), strict=False)
     missing = [key for key in missing if key != "lm_head.weight"]
     if missing or unknown:

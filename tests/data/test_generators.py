@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jrt_eval.data import documents, mqar, sources
+from jrt_eval.data import documents, mqar
 from jrt_eval.data import set_disjointness as sets
-from jrt_eval.data.rows import load_tokenizer, open_rows
+from jrt_eval.data.cache import open_rows
+from jrt_eval.data.config import Data, Synthetic
+from jrt_eval.data.rows import IGNORED_LABEL
+from jrt_eval.data.synthetic import options_of, synthetic_chunks
+from jrt_eval.data.text import load_tokenizer
 from jrt_eval.errors import UserError
-from jrt_eval.training.config import Data, Synthetic
 
 
 @pytest.mark.parametrize(("first", "second"), [(4, 16), (16, 4), (1, 32), (64, 16)])
@@ -28,7 +31,7 @@ def test_sets_share_exactly_the_answer(first: int, second: int) -> None:
         assert (len(a), len(b)) == (first, second)
         assert min(a | b) >= sets.RESERVED
     assert sets.labels(inputs, answers)[:, -1].tolist() == answers.tolist()
-    assert (sets.labels(inputs, answers)[:, :-1] == sets.IGNORE).all()
+    assert (sets.labels(inputs, answers)[:, :-1] == IGNORED_LABEL).all()
 
 
 def test_sets_depend_on_the_seed_alone() -> None:
@@ -53,7 +56,7 @@ def test_mqar_owes_each_key_its_value() -> None:
     inputs, labels = mqar.examples(64, 8, 40, seed=0, vocabulary=128)
     for row, owed in zip(inputs, labels, strict=True):
         values = dict(zip(row[0:16:2].tolist(), row[1:16:2].tolist(), strict=True))
-        asked = np.flatnonzero(owed != mqar.IGNORE)
+        asked = np.flatnonzero(owed != IGNORED_LABEL)
         assert (asked >= 16).all()
         assert {int(row[i]): int(owed[i]) for i in asked} == values
         assert max(values) < 64 <= min(values.values())
@@ -85,7 +88,7 @@ def test_prompts_have_the_read_twice_form() -> None:
 
 
 def test_marked_text_asks_about_every_sentence_that_names_a_value() -> None:
-    shape = documents.Shape(facts=(5, 9), filler=0.9, rival=0.9)
+    shape = documents.DocumentShape(facts=(5, 9), filler=0.9, rival=0.9)
     for index in range(40):
         document = documents.make_document("train", 5, index, shape)
         parts = documents.marked_text(document, Random(index))
@@ -108,7 +111,7 @@ def test_marked_text_asks_about_every_sentence_that_names_a_value() -> None:
 def test_a_share_of_marked_rows_changes_no_other_row() -> None:
     def rows(**options: float) -> list[tuple[list[int], list[int]]]:
         synthetic = Synthetic("documents", 40, 3, {"twice": 0.3, "asked": 0.3, "facts": [3, 5], **options})
-        (chunk,) = sources.chunks(synthetic, "mini", 600)
+        (chunk,) = synthetic_chunks(synthetic, "mini", 600)
         assert len(chunk.lengths) == 40
         ends = np.cumsum(chunk.lengths)
         spans = zip(ends - chunk.lengths, ends, strict=True)
@@ -123,8 +126,8 @@ def test_a_share_of_marked_rows_changes_no_other_row() -> None:
 
 
 def test_shares_of_more_than_all_rows_are_refused(tmp_path: Path) -> None:
-    sources.options(Synthetic(name="documents", rows=1, options={"twice": 0.4, "asked": 0.3, "marked": 0.3}))
-    with pytest.raises(UserError, match=r"shares of all rows, and sum up to 1\.4"):
+    options_of(Synthetic(name="documents", rows=1, options={"twice": 0.4, "asked": 0.3, "marked": 0.3}))
+    with pytest.raises(UserError, match=r"shares of all rows, but their sum is 1\.4"):
         open_rows(
             Data(lengths=[64], synthetic=Synthetic("documents", 1, options={"twice": 0.9, "marked": 0.5})),
             "mini",
@@ -155,4 +158,4 @@ def test_shares_of_more_than_all_rows_are_refused(tmp_path: Path) -> None:
 )
 def test_options_that_mean_nothing_are_refused(name: str, given: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        sources.options(Synthetic(name=name, rows=1, options=given))
+        options_of(Synthetic(name=name, rows=1, options=given))

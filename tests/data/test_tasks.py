@@ -48,7 +48,7 @@ def test_answers_are_scored(name: str) -> None:
 def test_bad_metadata() -> None:
     for name, metadata, says in [
         ("jrt_set_disjointness", {"frist": 3}, "did you mean 'first'"),
-        ("jrt_set_disjointness", {"first": "many"}, "whole number, got 'many'"),
+        ("jrt_set_disjointness", {"first": "many"}, "an integer, got 'many'"),
         ("jrt_set_disjointness", {"first": 0}, "at least 1"),
         ("jrt_set_disjointness", {"first": 400}, "larger vocabulary"),
         ("jrt_mqar", {"pairs": 40}, "at least 160 tokens"),

@@ -73,7 +73,10 @@ def _write(folder: Path, **changes: Any) -> Path:
         ({"model__n_positions": 600, "model__max_position_embeddings": 600}, "longer than the model's window of 600"),
         ({"objective__mask_token_id": 50263}, "outside of the model's 4096 rows"),
         ({"precision": "fp8"}, "precision"),
-        ({"model__alt_mixer_layers": [1, 9]}, "model.alt_mixer_layers: 9 is no layer of 9, counted from 0"),
+        (
+            {"model__alt_mixer_layers": [1, 9]},
+            "model.alt_mixer_layers: 9 is not one of the 9 layers, which are counted from 0",
+        ),
         ({"tokenizer": None}, "tokenizer"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 
 from jrt_eval import load_model, minis
 from jrt_eval.data.documents import EVALUATION_SHAPE, evaluation_rows, make_document, prompt
-from jrt_eval.data.rows import load_tokenizer
+from jrt_eval.data.text import load_tokenizer
 from jrt_eval.plugin import task_folder
 
 

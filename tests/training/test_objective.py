@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from jrt_eval.data.rows import Rows
-from jrt_eval.training.batches import IGNORE, PAD, Layout, Plan, collate
+from jrt_eval.data.rows import IGNORED_LABEL, TokenRows
+from jrt_eval.models.recurrent.model import PAD_TOKEN
+from jrt_eval.training.batches import Layout, Plan, collate
 from jrt_eval.training.objective import Trainable
 
 
@@ -29,11 +30,11 @@ class _Table(nn.Module):
         return x
 
 
-def _rows(*rows: tuple[list[int], list[int], int]) -> Rows:
+def _rows(*rows: tuple[list[int], list[int], int]) -> TokenRows:
     tokens = np.concatenate([np.asarray(t, dtype=np.uint16) for t, _, _ in rows])
     flags = np.concatenate([np.asarray(f, dtype=np.uint8) for _, f, _ in rows])
     offsets = np.cumsum([0, *(len(t) for t, _, _ in rows)])
-    return Rows(tokens, flags, offsets, np.asarray([p for _, _, p in rows]))
+    return TokenRows(tokens, flags, offsets, np.asarray([p for _, _, p in rows]))
 
 
 def test_the_jrt_loss_by_hand() -> None:
@@ -51,8 +52,8 @@ def test_the_jrt_loss_by_hand() -> None:
     rows = _rows((row, [0] * 6, 0))
     layout = Layout(encoder=3, mask_probability=0.0, mask_token=9)
     batch = collate(rows, np.asarray([0]), 5, layout, seed=None)
-    assert batch.labels.tolist() == [[IGNORE, IGNORE, IGNORE, 4, 0]]
-    masked = torch.full((1, 5), IGNORE)
+    assert batch.labels.tolist() == [[IGNORED_LABEL, IGNORED_LABEL, IGNORED_LABEL, 4, 0]]
+    masked = torch.full((1, 5), IGNORED_LABEL)
     masked[0, 1] = row[1]
     sums = Trainable(_Table(table), encoder=True)(
         inputs=torch.from_numpy(batch.inputs),
@@ -72,7 +73,7 @@ def test_masks_hide_tokens_of_the_encoder_alone() -> None:
     rows = _rows(([5] * 2001, [0] * 2001, 0))
     layout = Layout(encoder=1000, mask_probability=0.15, mask_token=7)
     batch = collate(rows, np.asarray([0]), 2000, layout, seed=(3, 1))
-    hidden = batch.masked[0] != IGNORE
+    hidden = batch.masked[0] != IGNORED_LABEL
     assert 0.11 < hidden[:1000].mean() < 0.19
     assert not hidden[1000:].any()
     assert (batch.inputs[0][hidden] == 7).all()
@@ -87,11 +88,13 @@ def test_masks_hide_tokens_of_the_encoder_alone() -> None:
 def test_a_short_prompt_ends_where_the_encoder_ends() -> None:
     rows = _rows(([1, 2, 3, 4, 5], [0, 0, 0, 1, 1], 3))
     batch = collate(rows, np.asarray([0]), 8, Layout(encoder=5, boundary=True, context_weight=0.1), None)
-    assert batch.inputs.tolist() == [[PAD, PAD, 1, 2, 3, 4, 0, 0]]
+    assert batch.inputs.tolist() == [[PAD_TOKEN, PAD_TOKEN, 1, 2, 3, 4, 0, 0]]
     assert batch.left_pads.tolist() == [2]
-    assert batch.labels.tolist() == [[IGNORE] * 4 + [4, 5] + [IGNORE] * 2]  # position M-1 owes the answer's first token
+    assert batch.labels.tolist() == [
+        [IGNORED_LABEL] * 4 + [4, 5] + [IGNORED_LABEL] * 2
+    ]  # position M-1 owes the answer's first token
     strict = collate(rows, np.asarray([0]), 8, Layout(encoder=5), None)
-    assert strict.labels.tolist() == [[IGNORE] * 5 + [5] + [IGNORE] * 2]
+    assert strict.labels.tolist() == [[IGNORED_LABEL] * 5 + [5] + [IGNORED_LABEL] * 2]
     causal = collate(rows, np.asarray([0]), 8, Layout(context_weight=0.1), None)
     assert causal.inputs[0, :4].tolist() == [1, 2, 3, 4]
     assert causal.weights[0, :5].tolist() == pytest.approx([0.1, 0.1, 1, 1, 0])
@@ -147,8 +150,9 @@ def test_rows_may_weigh_the_same() -> None:
 def test_text_is_cut_into_windows(tmp_path: Path) -> None:
     import json
 
-    from jrt_eval.data.rows import load_tokenizer, open_rows
-    from jrt_eval.training.config import Data
+    from jrt_eval.data.cache import open_rows
+    from jrt_eval.data.config import Data
+    from jrt_eval.data.text import load_tokenizer
 
     texts = ["Annual report of Varel Group.", "Its founder is Ada Holm.", "Price: 40 euros."] * 8
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts[:12]))
@@ -169,8 +173,9 @@ def test_text_is_cut_into_windows(tmp_path: Path) -> None:
 def test_records_with_completions(tmp_path: Path) -> None:
     import json
 
-    from jrt_eval.data.rows import load_tokenizer, open_rows
-    from jrt_eval.training.config import Data
+    from jrt_eval.data.cache import open_rows
+    from jrt_eval.data.config import Data
+    from jrt_eval.data.text import load_tokenizer
 
     records = [{"prompt": "Colour:", "completion": " blue\n"}, {"prompt": "x " * 50, "completion": " y\n"}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))

@@ -1,8 +1,7 @@
-"""Whole runs: deterministic, resumable after a kill, safe when the disk is full or the loss is lost."""
+"""Whole runs: deterministic, resumable after a kill, one at a time in an output folder."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,6 +17,7 @@ import yaml
 from training_helpers import content, losses, tiny
 
 from jrt_eval.errors import UserError
+from jrt_eval.files import lock
 from jrt_eval.models import load_model
 from jrt_eval.training import checkpoint
 from jrt_eval.training.trainer import train
@@ -134,74 +133,9 @@ def test_two_processes_train_as_one_and_resume(tmp_path: Path) -> None:
     assert "batch_size 7 does not split over 2 processes" in refused.stderr
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny(tmp_path, steps=3)
-    before = train(config, progress=False)
-    weights = (before / "model.safetensors").read_bytes()
-
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    more = tiny(tmp_path, steps=6, output=str(tmp_path / "more"), init_from=str(before))
-    train(tiny(tmp_path, steps=6, output=str(tmp_path / "more"), init_from=str(before)), progress=False)
-    root = Path(more.output) / "checkpoints"
-    for newest in checkpoint.existing(root)[1:]:
-        for path in sorted(newest.rglob("*"), reverse=True):
-            path.unlink() if path.is_file() else path.rmdir()
-        newest.rmdir()
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match=r"step 6 .*No space left on device; .*step-0000003 stays as it was"):
-        train(more, progress=False)
-    monkeypatch.undo()
-    assert [p.name for p in root.iterdir()] == ["step-0000003"]
-    assert checkpoint.step_of(train(more, progress=False)) == 6
-    assert (before / "model.safetensors").read_bytes() == weights
-
-
-def test_a_lost_loss_stops_with_step_and_checkpoint(tmp_path: Path) -> None:
-    good = train(tiny(tmp_path, steps=3, output=str(tmp_path / "good")), progress=False)
-    from safetensors.torch import load_file, save_file
-
-    state = load_file(good / "model.safetensors")
-    state["transformer.ln_f.weight"][0] = float("nan")
-    save_file(state, good / "model.safetensors")
-    with pytest.raises(UserError, match=r"the loss is nan at step 1; no checkpoint was written yet"):
-        train(tiny(tmp_path, init_from=str(good)), progress=False)
-    resumed = tiny(tmp_path, steps=6, output=str(tmp_path / "resumed"))
-    train(resumed, progress=False)
-    root = Path(resumed.output) / "checkpoints"
-    last, previous = root / "step-0000006", root / "step-0000003"
-    for path in sorted(last.rglob("*"), reverse=True):
-        path.unlink() if path.is_file() else path.rmdir()
-    last.rmdir()
-    save_file(state, previous / "model.safetensors")
-    with pytest.raises(UserError, match=r"nan at step 4; the last good checkpoint is .*step-0000003"):
-        train(resumed, progress=False)
-    assert not last.exists()
-
-
-def test_another_run_is_not_resumed(tmp_path: Path) -> None:
-    train(tiny(tmp_path, steps=3), progress=False)
-    with pytest.raises(UserError, match=r"another .*seed"):
-        train(tiny(tmp_path, steps=3, seed=5), progress=False)
-
-
-def test_a_jrt_starts_from_based(tmp_path: Path) -> None:
-    based = train(tiny(tmp_path, "based", steps=3, output=str(tmp_path / "based")), progress=False)
-    from jrt_eval.training.objective import build_model
-
-    model = build_model(tiny(tmp_path, "jrt").model, "parallel", 0)
-    checkpoint.load_weights(based, model, start=True)
-    state = model.state_dict()
-    mixer = "transformer.layers.1.mixer."
-    torch.testing.assert_close(state[mixer + "proj_k_enc.weight"], state[mixer + "proj_k.weight"])
-    with pytest.raises(UserError, match="does not fit"):
-        checkpoint.load_weights(based, model)
-
-
 def test_no_data_and_rows_that_do_not_fit(tmp_path: Path) -> None:
     for changes, says in [
-        ({"lengths": [40], "files": [str(tmp_path / "none-*.txt")]}, "nothing matches"),
+        ({"lengths": [40], "files": [str(tmp_path / "none-*.txt")]}, "no file matches"),
         ({"lengths": [4], "synthetic": content(tmp_path)["data"]["synthetic"]}, "longer than 4 tokens"),
         ({"lengths": [40], "synthetic": {"name": "mqra", "rows": 4}}, "did you mean 'mqar'"),
         ({"lengths": [40], "synthetic": {"name": "mqar", "rows": 4, "options": {"pair": 1}}}, "did you mean 'pairs'"),
@@ -238,56 +172,23 @@ def test_command_line(tmp_path: Path) -> None:
     assert wrong.stderr.strip().splitlines() == [f"jrt-eval: error: {path}: unknown key 'learning_rate'"]
 
 
-@pytest.mark.parametrize("family", ["based", "jrt"])
-def test_starting_weights_may_have_another_feature_dim(tmp_path: Path, family: str) -> None:
-    """A larger state computes the same; a smaller one keeps the best part of each head's scores."""
-    from copy import deepcopy
-
-    from jrt_eval.training.objective import build_model
-
-    folder = train(tiny(tmp_path, "based", steps=3, output=str(tmp_path / "based")), progress=False)
-    ids = torch.randint(0, 56, (2, 24), generator=torch.Generator().manual_seed(0))
-
-    def logits(feature_dim: int) -> torch.Tensor:
-        config = deepcopy(tiny(tmp_path, family).model)
-        config["alt_mixer"]["feature_dim"] = feature_dim
-        model = build_model(config, "parallel", 1)
-        checkpoint.load_weights(folder, model, start=True)
-        with torch.no_grad():
-            out: torch.Tensor = model(ids).logits
-        return out
-
-    same = logits(4)
-    torch.testing.assert_close(logits(6), same, atol=1e-5, rtol=1e-4)
-    errors = [float((logits(dim) - same).norm()) for dim in (3, 2, 1)]
-    assert 0 < errors[0] < errors[1] < errors[2]
+def test_a_second_run_in_the_same_output_is_refused(tmp_path: Path) -> None:
+    config = tiny(tmp_path, steps=3)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content(tmp_path, steps=3)))
+    command = [sys.executable, "-m", "jrt_eval", "train", str(path)]
+    with lock(Path(config.output) / ".lock", "held by another test"):
+        with pytest.raises(UserError, match=f"another run trains in .* \\(process {os.getpid()} on "):
+            train(config, progress=False)
+        refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("jrt-eval: error: another run trains in ")
+    assert not (Path(config.output) / "metrics.csv").exists()
+    train(config, progress=False)
 
 
-def test_a_deeper_model_begins_as_the_one_it_starts_from(tmp_path: Path) -> None:
-    from jrt_eval.training.objective import build_model
-
-    folder = train(tiny(tmp_path, "based", steps=3), progress=False)
-    wanted = tiny(tmp_path, "based").model | {"n_layer": 4, "alt_mixer_layers": [1, 2], "alt_mixer_2_layers": [3]}
-    deeper = build_model(wanted, "torch", 1)
-    with pytest.raises(UserError, match="does not fit"):
-        checkpoint.load_weights(folder, deeper)
-    checkpoint.load_weights(folder, deeper, start=True)
-    ids = torch.randint(0, 56, (2, 24))
-    with torch.no_grad():
-        expected = load_model(str(folder), dtype="float32")(ids).logits
-        torch.testing.assert_close(deeper(ids).logits, expected, atol=2e-5, rtol=1e-4)
-    other = build_model(wanted | {"alt_mixer_layers": [], "alt_mixer_2_layers": [3]}, "torch", 1)
-    with pytest.raises(UserError, match="does not fit"):
-        checkpoint.load_weights(folder, other, start=True)
-
-
-def test_starting_weights_may_have_more_states(tmp_path: Path) -> None:
-    from jrt_eval.training.objective import build_model
-
-    folder = train(tiny(tmp_path, "mamba", steps=3), progress=False)
-    model = build_model({**tiny(tmp_path, "mamba").model, "ssm_cfg": {"d_state": 2}}, "torch", 0)
-    checkpoint.load_weights(folder, model, start=True)
-    from safetensors.torch import load_file
-
-    held = load_file(folder / "model.safetensors")["backbone.layers.0.mixer.A_log"]
-    torch.testing.assert_close(model.state_dict()["backbone.layers.0.mixer.A_log"], held[:, :2])
+def test_another_runs_checkpoint_is_neither_resumed_nor_renamed(tmp_path: Path) -> None:
+    folder = train(tiny(tmp_path, steps=3), progress=False)
+    with pytest.raises(UserError, match=r"another .*seed"):
+        train(tiny(tmp_path, steps=3, seed=5), progress=False)
+    assert folder.is_dir()
