@@ -1,6 +1,6 @@
 """Everything that lm-eval learns from us: which model names reach which adapter, and where the tasks are.
 
-lm-eval 0.4.10 to 0.4.13 discover nothing by themselves, so `jrt_eval_autoload` calls `register_models` and
+lm-eval up to 0.4.13 discovers no plugins, so `jrt_eval_autoload` calls `register_models` and
 `register_tasks` once lm-eval's registry and its task package have been imported. Coming releases read the entry points
 that pyproject.toml declares, for models; there `register_models` leaves the field to them.
 """

@@ -22,10 +22,13 @@ from torch import nn
 from tqdm import tqdm
 
 from jrt_eval.errors import UserError, nearest
-from jrt_eval.models.auto import Source, as_dtype, load_model
+from jrt_eval.models.auto import load_model
+from jrt_eval.models.context import context_length
+from jrt_eval.models.interface import LanguageModel
 from jrt_eval.models.recurrent.model import JRTModel
 from jrt_eval.models.tokenizers import load_tokenizer
 from jrt_eval.models.transformers import TransformersModel
+from jrt_eval.models.weights import as_dtype
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +121,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         self._set_up_processes(device)
 
         trust = _flag("trust_remote_code", trust_remote_code)
-        model: Any
+        model: LanguageModel
         if isinstance(pretrained, nn.Module):
             model = pretrained if isinstance(pretrained, (JRTModel, TransformersModel)) else _wrapped(pretrained)
             self._device = model.device
@@ -133,10 +136,10 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
                 trust_remote_code=trust,
                 cuda_graphs=_flag("cuda_graphs", cuda_graphs),
             )
-        self._model: JRTModel | TransformersModel = model
+        self._model = model
         self.pretrained = pretrained if isinstance(pretrained, str) else model.source
         if tokenizer is None or isinstance(tokenizer, str):
-            tokenizer = load_tokenizer(tokenizer or self._default_tokenizer(), trust_remote_code=trust)
+            tokenizer = self._load_tokenizer(tokenizer, trust)
         self.tokenizer = tokenizer
         if len(tokenizer) > model.vocabulary:
             raise UserError(
@@ -146,7 +149,9 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
             )
         self.add_bos_token = None if add_bos_token is None else _flag("add_bos_token", add_bos_token)
         self.custom_prefix_token_id = None if prefix_token_id is None else int(prefix_token_id)
-        self._max_length = self._context(max_length)
+        self._max_length = (
+            context_length(model.raw_config, tokenizer) if max_length is None else _whole("max_length", max_length)
+        )
         self._max_gen_toks = _whole("max_gen_toks", max_gen_toks)
         self.max_batch_size = _whole("max_batch_size", max_batch_size or 64)
         self._auto_batch = str(batch_size).startswith("auto")
@@ -195,39 +200,18 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
             log.warning("torch %s sees no GPU: running on the CPU instead of %s", torch.__version__, name)
             self._device = torch.device("cpu")
 
-    def _default_tokenizer(self) -> str:
-        """The checkpoint's own tokenizer, or the one that its family was trained with."""
-        if isinstance(self._model, JRTModel) or self._model.family in ("mamba", "mamba2"):
-            name = str(self.pretrained)
-            if not name:
-                raise UserError("a model given as a module needs its tokenizer too")
-            if name.startswith("hazyresearch/"):
-                return "gpt2"
-            if name.startswith("state-spaces/") and not name.endswith("-hf"):
-                return "EleutherAI/gpt-neox-20b"
-            source = Source(name, self.revision)
-            files = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
-            if any(source.get(file) is not None for file in files):
-                return name
-            released = isinstance(self._model, JRTModel) or "n_embd" in source.config()
-            default = "gpt2" if released else "EleutherAI/gpt-neox-20b"
-            log.warning("%s brings no tokenizer: %s is used", name, default)
-            return default
-        return str(self.pretrained)
-
-    def _context(self, given: int | str | None) -> int:
-        if given is not None:
-            return _whole("max_length", given)
-        config = getattr(self._model, "config", None)
-        if isinstance(self._model, JRTModel):
-            return min(2048, self._model.config.positions or 2048)
-        known = [getattr(config, key, None) for key in ("max_position_embeddings", "n_positions", "n_ctx")]
-        return min([2048, *(n for n in known if isinstance(n, int) and n > 0)])
+    def _load_tokenizer(self, name: str | None, trust_remote_code: bool) -> Any:
+        """The tokenizer that the user names, else the model's own at the model's revision."""
+        if name:
+            return load_tokenizer(name, trust_remote_code=trust_remote_code)
+        if not self.pretrained:
+            raise UserError("a model given as a module without a name needs its tokenizer too: give tokenizer=...")
+        return load_tokenizer(self.pretrained, self.revision, trust_remote_code=trust_remote_code)
 
     # --- what lm-eval asks
 
     @property
-    def model(self) -> JRTModel | TransformersModel:
+    def model(self) -> LanguageModel:
         return self._model
 
     @property
@@ -317,7 +301,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
             "model_revision": self.revision or "main",
             "model_sha": "",
             "model_family": model.family,
-            "model_state_bytes": model.state_size(self.max_length),
+            "model_state_bytes": model.state_bytes(self.max_length).total,
             "model_max_length": self.max_length,
             "model_encoder_length": model.enc_length,
             "model_short_prompt": self.short_prompt if model.enc_length else None,
@@ -503,7 +487,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
             (i for i, pair in enumerate(pairs) if pair[1]),
             key=lambda i: (-len(pairs[i][0]) - len(pairs[i][1]), pairs[i][0]),
         )
-        if isinstance(self._model, JRTModel):  # it reads a context once, however many continuations follow
+        if self._model.shares_contexts:
             first: dict[tuple[int, ...], int] = {}
             for place, i in enumerate(order):
                 first.setdefault(tuple(pairs[i][0]), place)
@@ -534,7 +518,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         """Batches of `size` distinct contexts where contexts are shared (and no more than 8 continuations each, on
         average).
         """
-        shared = isinstance(self._model, JRTModel)
+        shared = self._model.shares_contexts
         chunk: list[int] = []
         contexts: set[tuple[int, ...]] = set()
         for i in order:

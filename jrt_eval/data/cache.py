@@ -13,9 +13,10 @@ from pathlib import Path
 from jrt_eval.data.config import Data
 from jrt_eval.data.rows import FORMAT, DamagedRows, RowChunk, TokenRows, read_rows, write_rows
 from jrt_eval.data.synthetic import synthetic_chunks
-from jrt_eval.data.text import find_files, text_chunks, tokenizer_folder
+from jrt_eval.data.text import find_files, text_chunks
 from jrt_eval.errors import UserError
 from jrt_eval.files import lock, reason
+from jrt_eval.models.tokenizers import tokenizer_folder
 
 log = logging.getLogger(__name__)
 

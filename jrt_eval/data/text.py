@@ -15,6 +15,7 @@ import numpy as np
 from jrt_eval.data.config import Data
 from jrt_eval.data.rows import RowChunk
 from jrt_eval.errors import UserError
+from jrt_eval.models import tokenizers
 
 # A row as text: its prompt (in parts with loss weights, if the prompt itself has loss), and pairs of (text before an
 # answer, answer).
@@ -23,20 +24,8 @@ RowText = tuple["str | list[tuple[str, int]]", list[tuple[str, str]]]
 
 @lru_cache(maxsize=2)
 def load_tokenizer(name: str) -> Any:
-    """A Hugging Face tokenizer by folder or hub id; `mini` is the one that ships with the mini checkpoints."""
-    from jrt_eval.models import tokenizers
-
-    folder = tokenizer_folder(name)
-    return tokenizers.load_tokenizer(name if folder is None else folder, trust_remote_code=False)
-
-
-def tokenizer_folder(name: str | None) -> Path | None:
-    """The folder with the tokenizer's files, to be copied into checkpoints; None for a hub id."""
-    if name == "mini":
-        from jrt_eval.minis import TOKENIZER
-
-        return TOKENIZER
-    return Path(name) if name is not None and Path(name).is_dir() else None
+    """The tokenizer of that name, by the rule of `jrt_eval.models.tokenizers`; "mini" is that of the mini checkpoints."""
+    return tokenizers.load_tokenizer(name)
 
 
 def text_chunks(data: Data, tokenizer: str) -> Iterator[RowChunk]:

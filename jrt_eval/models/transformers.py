@@ -1,13 +1,9 @@
-"""Models that run on transformers' classes: Mamba and Mamba-2 from the mamba_ssm layout, any causal LM, and fla's.
-
-`TransformersModel` gives them the face of `JRTModel`: call, `generate`, `score`, `continue_prompts`, `state_size`.
-"""
+"""Any causal LM of transformers or flash-linear-attention, with the interface of `LanguageModel`."""
 
 from __future__ import annotations
 
 import inspect
 import logging
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from jrt_eval.errors import UserError
-from jrt_eval.models.auto import Source, assign, clean_keys, common_dtype, read_tensors
-from jrt_eval.models.recurrent.generation import StopTest, right_padded
+from jrt_eval.models.checkpoints import Checkpoint
+from jrt_eval.models.interface import StateBytes, StopTest
+from jrt_eval.models.recurrent.generation import right_padded
 from jrt_eval.models.recurrent.model import score_tokens
+from jrt_eval.models.weights import common_dtype, read_tensors
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +26,20 @@ _MASKS_PADDING = {"mamba", "mamba2", "falcon_mamba"}
 
 
 class TransformersModel(nn.Module):
-    """A transformers causal LM. `group_by_length`: never pad rows against each other, since it cannot mask padding."""
+    """A transformers causal LM. raw_config: of its config.json, if that is not in transformers' own form.
 
-    def __init__(self, inner: Any, family: str, *, group_by_length: bool = False) -> None:
+    group_by_length: batches hold rows of equal length only, because the class cannot mask padding.
+    """
+
+    shares_contexts = False
+
+    def __init__(
+        self, inner: Any, family: str, raw_config: Mapping[str, Any] | None = None, *, group_by_length: bool = False
+    ) -> None:
         super().__init__()
         self.inner = inner
         self._family = family
+        self._raw_config = raw_config
         self.group_by_length = group_by_length
         self.source = ""
         self.revision: str | None = None
@@ -46,6 +52,11 @@ class TransformersModel(nn.Module):
     @property
     def family(self) -> str:
         return self._family
+
+    @property
+    def raw_config(self) -> Mapping[str, Any]:
+        config: Mapping[str, Any] = self.inner.config.to_dict() if self._raw_config is None else self._raw_config
+        return config
 
     @property
     def enc_length(self) -> int:
@@ -66,6 +77,9 @@ class TransformersModel(nn.Module):
 
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.inner.parameters())
+
+    def state_bytes(self, length: int) -> StateBytes:
+        return StateBytes(recurrent=self.state_size(length))
 
     @torch.no_grad()
     def state_size(self, length: int = 2048) -> int:
@@ -209,122 +223,11 @@ def _nbytes(cache: Any, seen: set[int] | None = None) -> int:
     return 0
 
 
-# --- the mamba_ssm layout
-
-_MAMBA1 = {"d_state": 16, "d_conv": 4, "expand": 2, "dt_rank": "auto", "conv_bias": True, "bias": False}
-_MAMBA2 = {"d_state": 128, "d_conv": 4, "expand": 2, "headdim": 64, "ngroups": 1, "chunk_size": 256, "conv_bias": True,
-           "bias": False}  # fmt: skip
-_NEUTRAL = {
-    "layer", "use_fast_path", "use_mem_eff_path", "dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor",
-    "A_init_range", "device", "dtype", "layer_idx", "process_group", "sequence_parallel", "conv_init",
-}  # fmt: skip
-
-
-def mamba_config(raw: Mapping[str, Any], source: str, arch: str | None = None) -> Any:
-    """transformers' config of a mamba_ssm `config.json`; its defaults are mamba_ssm's. arch: mamba1 or mamba2 decides."""
-    from transformers import Mamba2Config, MambaConfig
-
-    def refuse(what: str) -> UserError:
-        return UserError(f"{source}: {what}")
-
-    ssm = raw.get("ssm_cfg") or {}
-    if not isinstance(ssm, Mapping):
-        raise refuse(f"ssm_cfg is {ssm!r}, an object is needed")
-    layer = {"mamba1": "Mamba1", "mamba2": "Mamba2"}.get(str(arch).lower()) or ssm.get("layer", "Mamba1")
-    if layer not in ("Mamba1", "Mamba2"):
-        raise refuse(f"ssm_cfg.layer is {layer!r}, known are 'Mamba1' and 'Mamba2'")
-    if raw.get("attn_layer_idx"):
-        raise refuse("attn_layer_idx names attention layers: hybrids of Mamba and attention are not known")
-    if raw.get("d_intermediate"):
-        raise refuse(f"d_intermediate is {raw['d_intermediate']!r}: Mamba with MLP layers is not known")
-    if not raw.get("rms_norm", True):
-        raise refuse("rms_norm is false: only Mamba with RMSNorm is known")
-    defaults: dict[str, Any] = _MAMBA1 if layer == "Mamba1" else _MAMBA2
-    more = {} if layer == "Mamba1" else {"rmsnorm": True, "norm_before_gate": False, "D_has_hdim": False, "d_ssm": None,
-                                         "dt_limit": None}  # fmt: skip
-    for key, value in ssm.items():
-        if key in _NEUTRAL or key in defaults:
-            continue
-        if key not in more or (value != more[key] and not (key == "dt_limit" and list(value) == [0.0, math.inf])):
-            raise refuse(f"ssm_cfg.{key} is {value!r}, which is not known for {layer}")
-    cfg = {**defaults, **{k: v for k, v in ssm.items() if k in defaults}}
-    try:
-        d_model, n_layer, vocab = int(raw["d_model"]), int(raw["n_layer"]), int(raw["vocab_size"])
-    except (KeyError, TypeError, ValueError):
-        raise refuse("d_model, n_layer and vocab_size are needed, as whole numbers") from None
-    multiple = int(raw.get("pad_vocab_size_multiple", 8) or 1)
-    common = {
-        "vocab_size": -(-vocab // multiple) * multiple,
-        "hidden_size": d_model,
-        "num_hidden_layers": n_layer,
-        "state_size": cfg["d_state"],
-        "conv_kernel": cfg["d_conv"],
-        "expand": cfg["expand"],
-        "use_bias": bool(cfg["bias"]),
-        "use_conv_bias": bool(cfg["conv_bias"]),
-        "layer_norm_epsilon": float(raw.get("norm_epsilon", 1e-5)),
-        "residual_in_fp32": bool(raw.get("residual_in_fp32", True)),
-        "tie_word_embeddings": bool(raw.get("tie_embeddings", True)),
-        "pad_token_id": None,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-    }
-    if layer == "Mamba1":
-        rank = cfg["dt_rank"]
-        return MambaConfig(**common, time_step_rank=math.ceil(d_model / 16) if rank == "auto" else int(rank))
-    inner = int(cfg["expand"] * d_model)
-    if inner % cfg["headdim"]:
-        raise refuse(f"expand * d_model = {inner} is no multiple of headdim {cfg['headdim']}")
-    return Mamba2Config(
-        **common,
-        head_dim=cfg["headdim"],
-        num_heads=inner // cfg["headdim"],
-        n_groups=cfg["ngroups"],
-        chunk_size=cfg["chunk_size"],
-    )
-
-
-def load_mamba(
-    source: Source, raw: dict[str, Any], *, device: torch.device, dtype: torch.dtype | None, arch: str | None = None
-) -> TransformersModel:
-    """Mamba or Mamba-2 in the mamba_ssm layout, on transformers' classes."""
-    from transformers import Mamba2ForCausalLM, MambaForCausalLM
-
-    config = mamba_config(raw, f"{source.name}/config.json", arch)
-    tensors: dict[str, Tensor] = {}
-    for path in source.weight_files():
-        tensors |= read_tensors(path)
-    tensors = {k.replace("backbone.embedding.", "backbone.embeddings."): v for k, v in clean_keys(tensors).items()}
-    embeddings, head = "backbone.embeddings.weight", "lm_head.weight"
-    tied = bool(config.tie_word_embeddings)
-    if tied and head in tensors:
-        if embeddings in tensors and not (
-            tensors[embeddings].data_ptr() == tensors[head].data_ptr()
-            or torch.equal(tensors[embeddings], tensors[head])
-        ):
-            raise UserError(f"{source.name}: tie_embeddings is true, but {head} differs from {embeddings}")
-        tensors[embeddings] = tensors.pop(head)
-    with torch.device("meta"):
-        inner = (MambaForCausalLM if config.model_type == "mamba" else Mamba2ForCausalLM)(config)
-    kind = common_dtype(tensors, source.name)
-    assign(
-        inner,
-        tensors,
-        source=source.name,
-        device=device,
-        dtype=dtype or kind,
-        optional=lambda key: tied and key == head,
-    )
-    if tied:
-        inner.lm_head.weight = inner.backbone.embeddings.weight
-    return TransformersModel(inner.eval(), config.model_type)
-
-
 # --- transformers' own form, and fla
 
 
 def load_transformers(
-    source: Source,
+    checkpoint: Checkpoint,
     raw: Mapping[str, Any],
     *,
     device: torch.device,
@@ -338,17 +241,16 @@ def load_transformers(
 
     if fla:
         _import_fla(str(raw.get("model_type")))
-    where = str(source.folder) if source.folder is not None else source.name
     if raw.get("auto_map") and not trust_remote_code and not _known(raw) and not fla:
         raise UserError(
-            f"{source.name} brings its own modelling code, which is not run unless you say trust_remote_code=True"
+            f"{checkpoint.name} brings its own modelling code, which is not run unless you say trust_remote_code=True"
         )
-    whole = _look_into(source, quantised="quantization_config" in raw)
+    whole = _look_into(checkpoint, quantised="quantization_config" in raw)
     name = "dtype" if tuple(int(x) for x in transformers.__version__.split(".")[:2]) >= (4, 56) else "torch_dtype"
     try:
         inner, info = AutoModelForCausalLM.from_pretrained(
-            where,
-            revision=source.revision,
+            checkpoint.location,
+            revision=checkpoint.revision,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
@@ -358,30 +260,30 @@ def load_transformers(
         raise
     except Exception as error:
         line = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{source.name}: transformers cannot load it: {line}") from error
+        raise UserError(f"{checkpoint.name}: transformers cannot load it: {line}") from error
     lost = sorted(f"missing {key}" for key in info.get("missing_keys", []))
     lost += [f"{k} has shape {tuple(a)}, expected {tuple(b)}" for k, a, b in info.get("mismatched_keys", [])]
     if lost:
-        raise UserError(f"{source.name}: the weights do not fit the config: {'; '.join(lost[:4])}")
+        raise UserError(f"{checkpoint.name}: the weights do not fit the config: {'; '.join(lost[:4])}")
     for key, value in inner.named_parameters():
         if key in whole and value.is_floating_point():
-            raise UserError(f"{source.name}: {key} is {whole[key]}, floating point was expected")
+            raise UserError(f"{checkpoint.name}: {key} is {whole[key]}, floating point was expected")
         if not bool(torch.isfinite(value).all()):
-            raise UserError(f"{source.name}: {key} holds NaN or infinite values; the file is damaged")
+            raise UserError(f"{checkpoint.name}: {key} holds NaN or infinite values; the file is damaged")
     kind = str(inner.config.model_type)
     stateful = bool(getattr(inner, "_is_stateful", False))
     group = fla or kind == "rwkv" or (stateful and kind not in _MASKS_PADDING)
     return TransformersModel(inner.to(device).eval(), kind, group_by_length=group)
 
 
-def _look_into(source: Source, *, quantised: bool) -> dict[str, str]:
+def _look_into(checkpoint: Checkpoint, *, quantised: bool) -> dict[str, str]:
     """Refuse what our own reader of weight files refuses, in its words; return the tensors of whole numbers, by dtype."""
     whole: dict[str, str] = {}
-    for path in source.weight_files():
+    for path in checkpoint.weight_files():
         tensors = read_tensors(path)
         if quantised:
             continue
-        common_dtype(tensors, source.name)
+        common_dtype(tensors, checkpoint.name)
         whole |= {k: str(t.dtype).removeprefix("torch.") for k, t in tensors.items() if not t.is_floating_point()}
     return whole
 

@@ -22,7 +22,6 @@ and `truncated` is a metric too: the share of prompts that are cut, and 0 or 1 p
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -34,19 +33,19 @@ from tqdm import tqdm
 
 from jrt_eval._version import __version__
 from jrt_eval.errors import UserError
+from jrt_eval.models.context import context_length, context_length_of
 from jrt_eval.prompts import documents as docs
 from jrt_eval.prompts import tokenization
 from jrt_eval.prompts.fewshot import OtherDocuments
 from jrt_eval.prompts.metrics import score
 from jrt_eval.prompts.windows import Budget
 
-# All that the templates' `!function` name stands here: lm-eval before 0.4.12 needs a file per module (tasks/template/).
+# The names that the templates' `!function` looks up.
 __all__ = ["OtherDocuments", "ReadTwiceTask", "score"]
 
 logger = logging.getLogger(__name__)
 
 CONTEXT_LENGTH, ANSWER_LENGTH = 1000, 50  # the paper's Table 1
-DEFAULT_MAX_LENGTH = 2048  # lm-eval's, where neither the model's config nor its tokenizer says
 _SETTINGS = ("context_length", "answer_length", "data_dir", "dataset", "tokenizer", "max_length")
 DEFAULT_NEW_TOKENS = 256  # lm-eval's, where generation_kwargs do not say
 
@@ -62,7 +61,7 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
         name = str(config.get("task"))
         self.spec = docs.DocumentSpec.of(config.pop("document", None), name)
         metadata = config.get("metadata")
-        config["metadata"] = {**(metadata if isinstance(metadata, Mapping) else {}), **_missing_metadata(metadata)}
+        config["metadata"] = dict(metadata) if isinstance(metadata, Mapping) else {}
         config["metadata"]["document"] = {
             key: list(value) if isinstance(value, tuple) else value for key, value in vars(self.spec).items()
         }
@@ -185,26 +184,24 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
                 max(over), lost,
             )  # fmt: skip
 
-    def dump_config(self) -> dict[str, Any]:
-        """lm-eval's, with the live record: before 0.4.12 lm-eval asks for it before it builds the requests."""
-        config: dict[str, Any] = super().dump_config()
-        config["metadata"]["jrt"] = self.config.metadata["jrt"]
-        return config
-
     def _new_tokens(self) -> int:
         kwargs = self.config.generation_kwargs or {}
         return int(kwargs.get("max_gen_toks") or kwargs.get("max_new_tokens") or DEFAULT_NEW_TOKENS)
 
     def _max_length(self) -> int:
-        """How long the evaluated model's input may be, looked up where lm-eval's `hf` and our `jrt` look it up."""
+        """How many tokens the evaluated model's input may have: the rule that `--model jrt` and `--model hf` follow."""
         metadata = self.config.metadata
         given = metadata.get("max_length")
         if given is not None and str(given).isdigit():
             return int(given)
+        tokenizer = self._tokenizer and self._tokenizer.transformers
         own = metadata.get("pretrained") or metadata.get("checkpoint_name")
-        if isinstance(own, str) and (positions := _positions(own, metadata.get("revision"))):
-            return positions
-        return (self._tokenizer and self._tokenizer.model_max_length) or DEFAULT_MAX_LENGTH
+        if isinstance(own, str):
+            try:
+                return context_length_of(own, tokenization.revision_of(metadata), tokenizer)
+            except UserError:  # not a checkpoint: an API's model name
+                pass
+        return context_length({}, tokenizer)
 
     def process_results(self, doc: dict[str, Any], results: Any) -> dict[str, Any]:
         """lm-eval's, and whether this document's prompt is cut, where that is known.
@@ -230,34 +227,3 @@ def _refuse_misspelt(metadata: Mapping[str, Any], task: str | None) -> None:
     for key in sorted(metadata.keys() - set(_SETTINGS)):
         if close := get_close_matches(key, _SETTINGS, n=1, cutoff=0.85):
             raise UserError(f"task {task}: metadata has no key {key!r}; did you mean {close[0]!r}?")
-
-
-def _missing_metadata(metadata: Any) -> dict[str, Any]:
-    """What --metadata gave, in lm-eval before 0.4.12, which does not hand it to tasks with a class of their own."""
-    if isinstance(metadata, Mapping) and "config_source" in metadata:
-        return {}
-    from lm_eval.tasks import TaskManager
-
-    frame: Any = sys._getframe(1)
-    while frame is not None:
-        manager = frame.f_locals.get("self")
-        if isinstance(manager, TaskManager):
-            return dict(manager.metadata or {})
-        frame = frame.f_back
-    return {}
-
-
-def _positions(pretrained: str, revision: Any) -> int | None:
-    """The context length in a model's config, None where it has none (0 in recurrent models)."""
-    from transformers import AutoConfig
-
-    try:
-        config: Any = AutoConfig.from_pretrained(pretrained, revision=str(revision or "main"))
-    except Exception:  # noqa: BLE001 - not a transformers model, or offline: then lm-eval's default holds
-        return None
-    config = getattr(config, "text_config", None) or config
-    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None

@@ -16,11 +16,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
-from jrt_eval import minis
 from jrt_eval.errors import UserError
+from jrt_eval.models.tokenizers import load_tokenizer
 
 # Text may be cut before a blank that stands between a printing character and an ASCII letter.
 _SEAM = re.compile(r"(?<=\S)(?= [A-Za-z])")
@@ -44,22 +43,25 @@ def _parallel() -> Iterator[None]:
 
 
 class Tokenizer:
-    """Token ids without special tokens, and back, through a `tokenizers.Tokenizer` or (`slow`) a transformers one."""
+    """Token ids without special tokens, and back, through a transformers tokenizer.
 
-    def __init__(self, name: str, backend: Any = None, slow: Any = None, model_max_length: int | None = None) -> None:
+    name: what the user or the model calls it. `by_pieces`: whether texts may be encoded piece by piece.
+    """
+
+    def __init__(self, name: str, tokenizer: Any) -> None:
         self.name = name
-        self.model_max_length = model_max_length
-        self._backend, self._slow = backend, slow
-        if backend is not None:
-            backend.no_truncation()
-            backend.no_padding()
+        self.transformers = tokenizer
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)  # None for a slow tokenizer
+        if self._backend is not None:
+            self._backend.no_truncation()
+            self._backend.no_padding()
         self._memo: dict[str, tuple[int, ...]] = {}
-        self.by_pieces = backend is not None and _is_byte_level(backend) and self._probe()
+        self.by_pieces = self._backend is not None and _is_byte_level(self._backend) and self._probe()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, in one batch."""
         if self._backend is None:
-            return [list(self._slow.encode(text, add_special_tokens=False)) for text in texts]
+            return [list(self.transformers.encode(text, add_special_tokens=False)) for text in texts]
         with _parallel():
             batch = getattr(self._backend, "encode_batch_fast", self._backend.encode_batch)
             return [encoding.ids for encoding in batch(list(texts), add_special_tokens=False)]
@@ -91,7 +93,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, nothing skipped and nothing tidied."""
         if self._backend is None:
-            return str(self._slow.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+            return str(self.transformers.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         return str(self._backend.decode(ids, skip_special_tokens=False))
 
     def _learn(self, pieces: Iterable[str]) -> None:
@@ -153,107 +155,28 @@ def requested(metadata: Mapping[str, Any]) -> str | None:
 
 
 def resolve(metadata: Mapping[str, Any]) -> Tokenizer | None:
-    """The tokenizer that a run's metadata name, or None where they name none.
+    """The tokenizer that a run's metadata name, or None if they name none.
 
-    `revision` counts only where the tokenizer is the model's own. Raises `UserError` if it cannot be loaded.
+    `revision` is the model's: it does not apply to a tokenizer of another name. Raises `UserError` if it cannot be loaded.
     """
     name = requested(metadata)
     if name is None:
         return None
-    own = not metadata.get("tokenizer")
-    revision = metadata.get("revision") if own else None
-    return load(name, str(revision) if revision else None, metadata.get("trust_remote_code") in (True, "True", "true"))
+    revision = None if metadata.get("tokenizer") else revision_of(metadata)
+    return load(name, revision, metadata.get("trust_remote_code") in (True, "True", "true"))
+
+
+def revision_of(metadata: Mapping[str, Any]) -> str | None:
+    """The model's revision that a run's metadata name."""
+    revision = metadata.get("revision")
+    return str(revision) if revision else None
 
 
 @functools.lru_cache(maxsize=4)
 def load(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
-    """The tokenizer of a local folder (or tokenizer.json) or a hub id.
-
-    A checkpoint that brings none, as the released JRT and Based ones, gets the one that its vocabulary size tells.
-    """
-    if (mini := minis.find(name)) is not None:
-        own = _from_transformers(str(mini), None, False)
-        own.name = name
-        return own
-    path = Path(name).expanduser()
-    if path.is_file() and path.name.endswith(".json"):
-        return Tokenizer(name, _from_file(path))
-    if path.is_dir():
-        configured = (path / "tokenizer_config.json").is_file()
-        if not configured and (path / "tokenizer.json").is_file():
-            return Tokenizer(name, _from_file(path / "tokenizer.json"))
-        if not configured and (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-            return Tokenizer(name, _gpt2(path))
-        if not any(path.glob("*token*")) and not (path / "vocab.json").is_file():
-            return _stand_in(name, path / "config.json")
-    elif name.startswith((".", "/", "~")):
-        raise UserError(f"no tokenizer at {name}: no such folder")
-    return _from_transformers(name, revision, trust_remote_code)
-
-
-def _from_file(path: Path) -> Any:
-    from tokenizers import Tokenizer as Backend
-
+    """The tokenizer of a model or of that name, by the rule of `jrt_eval.models.tokenizers`. Raises `UserError`."""
     try:
-        return Backend.from_file(str(path))
-    except Exception as error:
-        raise UserError(f"{path} is not a tokenizer: {_one_line(error)}") from error
-
-
-def _gpt2(path: Path) -> Any:
-    from tokenizers import AddedToken, ByteLevelBPETokenizer
-
-    try:
-        backend = ByteLevelBPETokenizer(str(path / "vocab.json"), str(path / "merges.txt"))._tokenizer
-    except Exception as error:
-        raise UserError(f"{path} holds no byte-level BPE (vocab.json, merges.txt): {_one_line(error)}") from error
-    if backend.token_to_id("<|endoftext|>") is not None:
-        backend.add_special_tokens([AddedToken("<|endoftext|>", normalized=False, special=True)])
-    return backend
-
-
-def _from_transformers(name: str, revision: str | None, trust_remote_code: bool) -> Tokenizer:
-    from transformers import AutoTokenizer
-
-    extra = {"revision": revision} if revision else {}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=trust_remote_code, **extra)
-        if len(tokenizer) < 2:  # transformers 5 makes an empty one for a repo without tokenizer files
-            raise ValueError("it has no vocabulary")
-    except Exception as error:
-        if (config := _hub_config(name, revision)) is not None:
-            return _stand_in(name, config)
-        raise UserError(
-            f"no tokenizer for {name!r} ({_one_line(error)}): give one with --metadata tokenizer=FOLDER_OR_HUB_ID"
-        ) from error
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    longest = getattr(tokenizer, "model_max_length", None)
-    longest = int(longest) if isinstance(longest, (int, float)) and longest < 1e9 else None
-    return Tokenizer(name, backend, None if backend is not None else tokenizer, longest)
-
-
-def _hub_config(name: str, revision: str | None) -> Path | None:
-    """The `config.json` of a hub repo (from the cache, or fetched), None where there is none to be had."""
-    try:
-        from huggingface_hub import hf_hub_download
-
-        return Path(hf_hub_download(name, "config.json", revision=revision))
-    except Exception:  # noqa: BLE001 - offline, private, no such repo: whatever it is, there is no config
-        return None
-
-
-def _stand_in(name: str, config: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint without one, by its vocabulary: 50,257 entries are GPT-2's, 50,277 GPT-NeoX's."""
-    try:
-        size = int(json.loads(config.read_text())["vocab_size"])
-    except (OSError, ValueError, KeyError, TypeError):
-        size = 0
-    known = {50257: "gpt2", 50277: "EleutherAI/gpt-neox-20b", 50280: "EleutherAI/gpt-neox-20b"}
-    if size not in known:
-        raise UserError(f"{name} has no tokenizer: give one with --metadata tokenizer=FOLDER_OR_HUB_ID")
-    return load(known[size])
-
-
-def _one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
+        return Tokenizer(name, load_tokenizer(name, revision, trust_remote_code=trust_remote_code))
+    except UserError as error:
+        line = str(error).partition("; give a folder or a hub id as tokenizer=")[0]
+        raise UserError(f"{line}; give a tokenizer with --metadata tokenizer=FOLDER_OR_HUB_ID") from None

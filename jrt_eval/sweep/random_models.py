@@ -56,7 +56,7 @@ def _tokenizer() -> Any:
 
 def _jrt(folder: Path, size: int) -> None:
     """A JRT-RNN in the release's form, with one layer of each mixer."""
-    from jrt_eval.models.auto import save_pretrained
+    from jrt_eval.models.recurrent.checkpoint import save_pretrained
     from jrt_eval.models.recurrent.config import parse_config
     from jrt_eval.models.recurrent.model import JRTModel
 

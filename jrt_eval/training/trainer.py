@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from jrt_eval.data.cache import open_rows
 from jrt_eval.data.rows import IGNORED_LABEL, TokenRows
-from jrt_eval.data.text import tokenizer_folder
 from jrt_eval.errors import UserError
 from jrt_eval.files import lock, reason, remove_unfinished
+from jrt_eval.models.tokenizers import tokenizer_folder
 from jrt_eval.training import checkpoint
 from jrt_eval.training.batches import Batch, Layout, Plan, collate
 from jrt_eval.training.config import Config, encoder_length

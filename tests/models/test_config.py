@@ -9,7 +9,7 @@ from tiny_models import FAMILIES, released_config
 
 from jrt_eval.errors import UserError
 from jrt_eval.models import from_config
-from jrt_eval.models.auto import family_of
+from jrt_eval.models.checkpoints import family_of
 from jrt_eval.models.recurrent.config import parse_config
 
 P = "based.models.mixers."

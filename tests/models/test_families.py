@@ -122,7 +122,7 @@ def test_transformers_model_with_missing_weights(tmp_path: Path) -> None:
         ("whole", "model.norm.weight is int64, floating point was expected"),
         ("float8", "is float8_e4m3fn; weights are needed as"),
         ("shape", r"model.norm.weight has shape \(7,\), expected \(32,\)"),
-        ("none", "holds no weights"),
+        ("none", "has no weights"),
     ],
 )
 def test_transformers_weights_that_cannot_be_meant(tmp_path: Path, form: str, says: str) -> None:

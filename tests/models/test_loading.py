@@ -179,18 +179,18 @@ def test_an_index_cannot_leave_its_folder(checkpoint: Checkpoint) -> None:
     folder = checkpoint("based")
     (folder / "pytorch_model.bin").rename(folder.parent / "elsewhere.bin")
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "../elsewhere.bin"}}))
-    assert "must stand beside its index" in refused(folder)
+    assert "must be in the folder of its index" in refused(folder)
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": "shard-1.bin"}}))
-    assert "lists shard-1.bin, which is not there" in refused(folder)
+    assert "lists shard-1.bin, which does not exist" in refused(folder)
 
 
 def test_places_that_hold_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "no folder" in refused(tmp_path / "nowhere")
+    assert "no such folder" in refused(tmp_path / "nowhere")
     assert "config.json" in refused(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    assert "no JSON" in refused(tmp_path)
+    assert "is not JSON" in refused(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(released_config("attn")))
-    assert "holds no weights" in refused(tmp_path)
+    assert "has no weights" in refused(tmp_path)
     assert "is a file" in refused(tmp_path / "config.json")
     assert "hub" in refused("no such id!/x")
 
@@ -242,7 +242,7 @@ def test_earlier_downloads_serve_without_network(
     model: Any = jrt_eval.load_model("someone/tiny", device="cpu")
     assert model.family == "jrt"
     (snapshot / "pytorch_model.bin").unlink()
-    assert "cannot be reached, and its local cache holds no weights" in refused("someone/tiny")
+    assert "cannot be reached, and its local cache has no weights" in refused("someone/tiny")
 
 
 def test_dtype_that_is_not_known(checkpoint: Checkpoint) -> None:
@@ -278,7 +278,7 @@ def test_bare_tokenizer_folders(shared: Path, tmp_path: Path) -> None:
     gpt2 = load_tokenizer(shared / "data" / "gpt2")
     assert gpt2.encode("Hello world") == [15496, 995]
     assert gpt2.encode(" ") == [220]
-    with pytest.raises(UserError, match="holds no tokenizer"):
+    with pytest.raises(UserError, match="has no tokenizer"):
         load_tokenizer(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from tiny_models import FAMILIES, PACKAGE, mamba_layout, released_config, tiny
 
 from jrt_eval.models import from_config
 from jrt_eval.models.recurrent.config import parse_config
-from jrt_eval.models.recurrent.mixers import At, LinearAttention, build_mixer
+from jrt_eval.models.recurrent.mixers import Call, ShortConvolutionConfig
 
 SPLITS = [[37], [30, 7], [25, 1, 11], [26, 10, 1]]
 # Shapes away from the released ones: odd windows and rotary dims, wide convolutions, other feature dims, biases.
@@ -73,22 +74,25 @@ def test_steps_from_nothing_are_iterate() -> None:
 def test_each_mixer_by_splits_and_steps(layer: int, dtype: torch.dtype) -> None:
     config = parse_config(released_config("attn" if layer == 3 else "based_decay"))
     torch.manual_seed(3)
-    mixer: Any = build_mixer(48, config.mixers[layer], conv_bias=True).to(dtype).eval()
-    extra = {"decay": torch.tensor([0.75, 0.875, 0.9, 0.99])} if isinstance(mixer, LinearAttention) else {}
+    mixer_config = config.mixers[layer]
+    if isinstance(mixer_config, ShortConvolutionConfig):
+        mixer_config = replace(mixer_config, conv_bias=True)
+    mixer = mixer_config.build(48).to(dtype).eval()
+    decay = torch.tensor([0.75, 0.875, 0.9, 0.99])
     x = torch.randn(2, 33, 48).to(dtype)
     atol = 1e-4 if dtype == torch.float32 else 3e-2
 
-    def at(start: int, stop: int) -> At:
-        return At(torch.arange(start, stop).expand(2, -1), backend="torch")
+    def at(start: int, stop: int) -> Call:
+        return Call(torch.arange(start, stop).expand(2, -1), backend="torch", decay=decay)
 
     with torch.no_grad():
-        whole, _ = mixer(x, None, at(0, 33), **extra)
+        whole, _ = mixer(x, None, at(0, 33))
         assert whole.dtype == dtype
-        first, state = mixer(x[:, :14], None, at(0, 14), **extra)
-        rest, _ = mixer(x[:, 14:], state, at(14, 33), **extra)
+        first, state = mixer(x[:, :14], None, at(0, 14))
+        rest, _ = mixer(x[:, 14:], state, at(14, 33))
         torch.testing.assert_close(torch.cat([first, rest], 1), whole, rtol=0, atol=atol)
         for i in range(14, 33):  # the state was left as it was by the second prefill
-            y = mixer.step(x[:, i], state, at(i, i + 1), **extra)
+            y = mixer.step(x[:, i], state, at(i, i + 1))
             torch.testing.assert_close(y, whole[:, i], rtol=0, atol=atol)
         parts = (
             [state] if isinstance(state, torch.Tensor) else list(vars(state).values()) if layer == 3 else list(state)

@@ -76,12 +76,12 @@ def tiny(family: str, **changes: Any) -> Any:
     return model
 
 
-def mamba_layout(folder: Path, version: int) -> Any:
+def mamba_layout(folder: Path, version: int, vocab_size: int = 256) -> Any:
     """A tiny random transformers Mamba, written in the mamba_ssm layout; returns the transformers model."""
     from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM
 
     torch.manual_seed(version)
-    common = {"vocab_size": 256, "hidden_size": 32, "num_hidden_layers": 2, "tie_word_embeddings": True}
+    common = {"vocab_size": vocab_size, "hidden_size": 32, "num_hidden_layers": 2, "tie_word_embeddings": True}
     ssm: dict[str, Any] = {}
     if version == 1:
         model: Any = MambaForCausalLM(MambaConfig(**common, state_size=16))

@@ -16,7 +16,7 @@ from training_helpers import MODELS
 from jrt_eval.kernels import reference
 from jrt_eval.kernels.selective_scan.reference import selective_scan
 from jrt_eval.models import from_config
-from jrt_eval.models.recurrent.mixers import At
+from jrt_eval.models.recurrent.mixers import Call
 from jrt_eval.training import parallel
 from jrt_eval.training.mamba import MambaLM
 
@@ -74,7 +74,7 @@ def test_sliding_window_in_blocks(length: int, window: int) -> None:
 def test_gradients_of_every_mixer(family: str) -> None:
     model = from_config(MODELS[family], dtype=torch.float64, backend=parallel.NAME, seed=0)
     length = 20
-    at = At(torch.arange(length)[None], backend=parallel.NAME)
+    at = Call(torch.arange(length)[None], backend=parallel.NAME)
     at.encoded, at.max_encoded = torch.tensor([16]), 16
     for layer in model._layers:
         x = _draw(1, length, 16, seed=3)

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from jrt_eval.errors import UserError, nearest
-
-# rows' new tokens so far -> which rows have stopped
-StopTest = Callable[[list[list[int]]], list[bool]]
+from jrt_eval.models.interface import StopTest
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""The released language models: JRT-RNN, Based and Transformer++ in one file, read top to bottom.
+"""The released language models, JRT-RNN, Based and Transformer++: read this module from top to bottom.
 
     r = embed(ids);  per layer  r += mixer(norm1(r)),  r += mlp(norm2(r));  logits = ln_f(r) @ embeddings^T
 
-with r in float32. Two ways of running it agree token by token: `forward` over many tokens and `step` over one, both a
-function of `ModelState` (design: prefill and decode are one function of state).
+with r in float32. `forward` (many tokens) and `step` (one token) are functions of the same `ModelState` and agree token
+by token.
 """
 
 from __future__ import annotations
@@ -17,23 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from jrt_eval.errors import UserError
+from jrt_eval.models.interface import StateBytes, StopTest
 from jrt_eval.models.recurrent.config import ModelConfig, parse_config
-from jrt_eval.models.recurrent.generation import Generation, SamplingConfig, StopTest, generate, right_padded
+from jrt_eval.models.recurrent.generation import Generation, SamplingConfig, generate, right_padded
 from jrt_eval.models.recurrent.graphs import Graphs, Step
 from jrt_eval.models.recurrent.layers import MLP, LayerNorm, RMSNorm, add_norm
-from jrt_eval.models.recurrent.mixers import (
-    At,
-    KVState,
-    MixerState,
-    build_mixer,
-)
+from jrt_eval.models.recurrent.mixers import Call, KVState, MixerState
 
 PAD_TOKEN = 220  # what JRT prompts are left-padded with: a space in GPT-2
 
 
 @dataclass
 class ModelState:
-    """What later tokens need of earlier ones: each layer's state, and how many tokens each row has seen (batch,)."""
+    """Each layer's state, and the number of tokens that each row has seen (batch,)."""
 
     layers: list[Any]
     length: Tensor
@@ -73,17 +69,17 @@ class CausalLMOutput:
 class Block(nn.Module):
     """One pre-norm layer: mixer and MLP, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, index: int, inner: int, conv_bias: bool) -> None:
+    def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
         norm = RMSNorm if config.norm == "rms" else LayerNorm
-        self.mixer = build_mixer(config.d_model, config.mixers[index], conv_bias)
+        self.mixer = config.mixers[index].build(config.d_model)
         self.norm1 = norm(config.d_model, config.norm_eps)
-        self.mlp = MLP(config.d_model, inner, config.activation, config.fc1_bias, config.fc2_bias)
+        self.mlp = MLP(config.d_model, config.inner(), config.activation, config.fc1_bias, config.fc2_bias)
         self.norm2 = norm(config.d_model, config.norm_eps)
 
 
 class Decay(nn.Module):
-    """log a_h per head, a_h = 1 - 2^(decay_const - h), h from 0; a file's own values are used where it has them."""
+    """log a_h per head, a_h = 1 - 2^(decay_const - h), h from 0; replaced by the file's values where it has them."""
 
     decay: Tensor
 
@@ -92,48 +88,41 @@ class Decay(nn.Module):
         self.register_buffer("decay", torch.log1p(-(2.0 ** (const - torch.arange(heads)))))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Decay:
-        # `.to(bfloat16)` moves it and leaves it in float32: a rounded a_h errs more with every step
+        # `.to(bfloat16)` leaves it in float32: the error of a rounded a_h grows with every step
         self.decay = self.decay.to(fn(self.decay).device)
         return self
 
 
 class JRTModel(nn.Module):
-    """A JRT-RNN, Based or attention checkpoint.
+    """A JRT-RNN, Based or attention model (the methods' contract is `jrt_eval.models.interface.LanguageModel`).
 
-    model(input_ids) computes the logits of whole sequences: for JRT-RNN the encoder reads the first min(M, length)
-    positions, with no padding added. model.generate(input_ids, max_new_tokens=...) continues prompts, left-padded to
+    model(input_ids) computes the logits of whole sequences. For JRT-RNN the encoder reads the first min(M, length)
+    positions and no padding is added. model.generate(input_ids, max_new_tokens=...) continues prompts, left-padded to
     M as the checkpoints expect.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        raw: Mapping[str, Any],
-        *,
-        backend: str = "auto",
-        inner: int | None = None,
-        conv_bias: bool = False,
-    ) -> None:
+    shares_contexts = True
+
+    def __init__(self, config: ModelConfig, raw: Mapping[str, Any], *, backend: str = "auto") -> None:
         super().__init__()
         self.config = config
         self.raw_config = dict(raw)
         self.backend = backend
-        self.source = ""  # where its weights came from
-        self.cuda_graphs = True  # decode through CUDA graphs, on a GPU
-        self._graphs = Graphs()
+        self.source = ""
         self.revision: str | None = None
-        inner = config.inner() if inner is None else inner
+        self.cuda_graphs = True  # decode through CUDA graphs on a GPU
+        self._graphs = Graphs()
         self.transformer = nn.Module()
         self.transformer.embeddings = nn.Module()
         self.transformer.embeddings.word_embeddings = nn.Embedding(config.padded_vocab_size, config.d_model)
         if config.positions:
             self.transformer.embeddings.position_embeddings = nn.Embedding(config.positions, config.d_model)
-        self.transformer.layers = nn.ModuleList(Block(config, i, inner, conv_bias) for i in range(config.n_layer))
+        self.transformer.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         norm = RMSNorm if config.norm == "rms" else LayerNorm
         self.transformer.ln_f = norm(config.d_model, config.norm_eps)
-        heads = {m.num_heads for m in config.mixers if m.decay}
-        if heads:
-            self.transformer.decay = Decay(heads.pop(), -3.0 if config.decay_const is None else config.decay_const)
+        if config.decay_heads:
+            const = -3.0 if config.decay_const is None else config.decay_const
+            self.transformer.decay = Decay(config.decay_heads, const)
         self.lm_head = nn.Linear(config.d_model, config.padded_vocab_size, bias=config.head_bias)
         self.tie_weights()
 
@@ -156,7 +145,7 @@ class JRTModel(nn.Module):
 
     @property
     def _norms(self) -> list[Any]:
-        """What each layer's mixer reads through, and the head."""
+        """The norm in front of each layer's mixer, and that of the head."""
         return [*(layer.norm1 for layer in self._layers), self.transformer.ln_f]
 
     @property
@@ -185,10 +174,14 @@ class JRTModel(nn.Module):
         """Tied embeddings count once, as in the file."""
         return sum(p.numel() for p in self.parameters())
 
+    def state_bytes(self, length: int) -> StateBytes:
+        """As `LanguageModel.state_bytes`; only softmax attention's state depends on `length`."""
+        parts = [layer.mixer.state_bytes(length, self.dtype.itemsize) for layer in self._layers]
+        return StateBytes(*map(sum, zip(*parts, strict=True)))
+
     def state_size(self, length: int = 2048) -> int:
-        """Bytes of one sequence's state after `length` tokens; only softmax attention's depends on `length`."""
-        item = self.dtype.itemsize
-        return sum(layer.mixer.state_size(length, item) for layer in self._layers)
+        """Bytes of one sequence's state after `length` tokens."""
+        return self.state_bytes(length).total
 
     # --- arithmetic
 
@@ -219,27 +212,25 @@ class JRTModel(nn.Module):
         encoder_lengths: Tensor | None = None,
         pads: Tensor | None = None,
     ) -> tuple[Tensor, ModelState]:
-        """What the head reads, (batch, length, d) after ln_f, and the state; arguments as `forward`."""
+        """The head's input (batch, length, d), after ln_f, and the state; arguments as for `forward`."""
         batch, length = input_ids.shape
         device = input_ids.device
         positions = torch.arange(length, device=device).expand(batch, -1)
         counts = torch.full((batch,), length, device=device) if lengths is None else lengths.to(device)
-        at = At(positions, None if lengths is None else counts, backend=self.backend)
+        call = Call(positions, None if lengths is None else counts, backend=self.backend, decay=self._decay())
         if state is not None:
-            at.positions = positions + state.length[:, None]
+            call.positions = positions + state.length[:, None]
         elif self.enc_length:
             given = counts if encoder_lengths is None else torch.minimum(encoder_lengths.to(device), counts)
-            at.encoded = given.clamp(max=self.enc_length)
-            at.max_encoded = int(at.encoded.max()) if encoder_lengths is not None else min(length, self.enc_length)
-            at.pads = None if pads is None else pads.to(device)
-        r = self._embed(input_ids, at)
-        decay = self._decay()
+            call.encoded = given.clamp(max=self.enc_length)
+            call.max_encoded = int(call.encoded.max()) if encoder_lengths is not None else min(length, self.enc_length)
+            call.pads = None if pads is None else pads.to(device)
+        r = self._embed(input_ids, call)
         states: list[Any] = []
         norms = self._norms
         x = norms[0](r)
         for i, layer in enumerate(self._layers):
-            extra = {"decay": decay} if getattr(layer.mixer, "decay_proj", None) is not None else {}
-            y, new = layer.mixer(x, None if state is None else state.layers[i], at, **extra)
+            y, new = layer.mixer(x, None if state is None else state.layers[i], call)
             states.append(new)
             r, x = add_norm(r, y, layer.norm2)
             r, x = add_norm(r, layer.mlp(x), norms[i + 1])
@@ -251,26 +242,25 @@ class JRTModel(nn.Module):
         """Logits (batch, padded vocabulary) after one more token per row, tokens (batch,); `state` is updated in
         place.
         """
-        at = At(state.length[:, None].clone(), backend=self.backend)
-        r = self._embed(tokens[:, None], at)[:, 0]
-        decay = self._decay()
+        call = Call(state.length[:, None].clone(), backend=self.backend, decay=self._decay())
+        r = self._embed(tokens[:, None], call)[:, 0]
         norms = self._norms
         x = norms[0](r)
         for i, (layer, held) in enumerate(zip(self._layers, state.layers, strict=True)):
-            extra = {"decay": decay} if getattr(layer.mixer, "decay_proj", None) is not None else {}
-            r, x = add_norm(r, layer.mixer.step(x, held, at, **extra), layer.norm2)
+            r, x = add_norm(r, layer.mixer.step(x, held, call), layer.norm2)
             r, x = add_norm(r, layer.mlp(x), norms[i + 1])
         state.length.add_(1)
         return self.logits(x)
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether a step may be started before it is known to be needed: the GPU works while the host reads tokens."""
+        """Whether a step may start before it is known to be needed, so that the GPU works while the host reads tokens."""
         return self.device.type == "cuda" and not self.config.positions
 
     def stepper(self, state: ModelState, tokens: int) -> Step:
-        """`step` from `state` on, for about `tokens` tokens; on a GPU through a CUDA graph, whose logits the next step
-        overwrites.
+        """A function that runs `step` from `state` on, for about `tokens` tokens.
+
+        On a GPU it may replay a CUDA graph; the next call then overwrites the logits.
         """
         quick = None
         if self.cuda_graphs and self.runs_ahead:
@@ -278,15 +268,15 @@ class JRTModel(nn.Module):
         return quick or (lambda chosen: self.step(chosen, state))
 
     def logits(self, x: Tensor) -> Tensor:
-        """The head over `hidden`'s output, float32, padding rows of the vocabulary included."""
+        """Logits of `hidden`'s output, float32, padding rows of the vocabulary included."""
         y: Tensor = self.lm_head(x)
         return y.float()
 
-    def _embed(self, ids: Tensor, at: At) -> Tensor:
+    def _embed(self, ids: Tensor, call: Call) -> Tensor:
         x: Tensor = self._embeddings(ids)
         if self.config.positions:
-            mask = at.mask()
-            positions = at.positions if mask is None else at.positions.masked_fill(~mask, 0)
+            mask = call.mask()
+            positions = call.positions if mask is None else call.positions.masked_fill(~mask, 0)
             if (last := int(positions.max())) >= self.config.positions:
                 raise UserError(
                     f"{self.source}: a sequence of {last + 1} tokens is longer than its {self.config.positions} "
@@ -306,7 +296,7 @@ class JRTModel(nn.Module):
 
     @torch.no_grad()
     def prefill(self, prompts: list[list[int]], *, short_prompt: str = "left_pad") -> tuple[Tensor, ModelState]:
-        """Read prompts of any lengths: logits after each one's last token (batch, padded vocabulary), and the state."""
+        """Logits after the last token of each prompt (batch, padded vocabulary), and the state; any lengths."""
         x, state, last = self._read(prompts, short_prompt)
         return self.logits(x[torch.arange(len(last), device=x.device), last]), state
 
@@ -324,10 +314,10 @@ class JRTModel(nn.Module):
     def prepare_prompt(self, prompt: list[int], short_prompt: str) -> tuple[list[int], int, int]:
         """(tokens to read, how many of them are padding, how many the encoder reads) for a JRT prompt.
 
-        A prompt of M tokens or more is read as it is, its first M encoded. A shorter one, by `short_prompt`:
-        left_pad    token 220 in front, to exactly M
-        read_twice  the context's own last tokens in front, to M; what even two copies leave open is token 220
-        iterate     nothing is encoded: the state grows token by token from nothing
+        A prompt of M tokens or more is not changed; the encoder reads its first M. A shorter one, by `short_prompt`:
+        left_pad    padded on the left with token 220, to exactly M
+        read_twice  preceded by its own last tokens, to M; if even two copies are shorter, token 220 fills the rest
+        iterate     nothing is encoded: the state grows token by token
         """
         m = self.enc_length
         if not m or len(prompt) >= m:
@@ -348,11 +338,9 @@ class JRTModel(nn.Module):
     def score(
         self, contexts: list[list[int]], continuations: list[list[int]], *, short_prompt: str = "left_pad"
     ) -> list[tuple[Tensor, Tensor]]:
-        """For each pair, log p (n,) of the continuation's n tokens after its context, and whether each was the
-        likeliest (n,).
+        """As `LanguageModel.score`. A context must have at least one token; a context of several pairs is read once.
 
-        A context must hold at least one token. Only contexts are encoded (JRT), and a context that stands in several
-        pairs is read once.
+        A JRT encoder reads contexts only, never the continuation that is scored.
         """
         index = {tuple(context): 0 for context in contexts}
         index = {context: i for i, context in enumerate(index)}
@@ -361,7 +349,7 @@ class JRTModel(nn.Module):
         first = x[rows, last[rows]]
         rest, lengths = right_padded([tokens[:-1] for tokens in continuations], self.device)
         if rest.shape[1]:
-            # A row with a one-token continuation rides along as padding: its state is not used again.
+            # For a row with a one-token continuation this is padding; its state is not used again.
             y, _ = self.hidden(rest, state=state.select(rows), lengths=lengths)
             hidden = torch.cat([first[:, None], y], 1)
         else:
@@ -378,9 +366,7 @@ class JRTModel(nn.Module):
         stop_test: StopTest | None = None,
         short_prompt: str = "left_pad",
     ) -> list[list[int]]:
-        """Each prompt's new tokens, its stop token included; prompts of any lengths, which do not influence each
-        other.
-        """
+        """As `LanguageModel.continue_prompts`."""
         return generate(
             self,
             prompts,
@@ -443,10 +429,10 @@ class JRTModel(nn.Module):
 def score_tokens(
     head: Any, hidden: Tensor, continuations: list[list[int]], at_once: int = 2**27
 ) -> list[tuple[Tensor, Tensor]]:
-    """log p and greediness of each continuation's tokens, hidden (batch, longest, d) being what predicts them.
+    """log p of each continuation's tokens and whether they are the likeliest, from the hidden states before them.
 
-    The head runs on valid positions alone, in pieces, so that no (batch, length, vocabulary) array is held; softmax
-    in float32.
+    hidden (batch, longest, d). The head runs on valid positions only and in pieces of `at_once` bytes, so that no
+    (batch, length, vocabulary) array is made; the softmax is in float32.
     """
     sizes = [len(tokens) for tokens in continuations]
     flat = torch.cat([hidden[i, :n] for i, n in enumerate(sizes)])
@@ -498,11 +484,10 @@ def from_config(
 ) -> JRTModel:
     """A model of a released-form config (the dict of a config.json) with random weights, ready to train.
 
-    seed: weights that depend on nothing else; None draws from torch's global generator. On device "meta" nothing is
-    drawn.
+    seed: makes the weights reproducible; None uses torch's global generator. On device "meta" no weights are drawn.
     """
     parsed = parse_config(config)
-    if any(mixer.decay for mixer in parsed.mixers) and parsed.decay_const is None:
+    if parsed.decay_heads and parsed.decay_const is None:
         raise UserError("config.json: fixed_decay is true, and no decay_const says how fast")
     with torch.device(device):
         model = JRTModel(parsed, config, backend=backend)
