@@ -83,7 +83,7 @@ def parse_yaml(text: str, where: str) -> Any:
         raise
     except (ValueError, TypeError, LookupError) as error:  # a number of thousands of digits, `!!int ''`
         raise UserError(f"{where}: {' '.join(str(error).split())[:300]}") from None
-    _check_value(value, where)
+    check_values(value, where)
     return value
 
 
@@ -124,6 +124,28 @@ def build(cls: type[T], content: Any, where: str) -> T:
     if required:
         raise UserError(f"{where}: {', '.join(required)} must be given")
     return cls(**values)
+
+
+def check_values(value: Any, where: str) -> None:
+    """Refuse numbers that are not finite or need more than 64 bits, text that is no Unicode, and other types."""
+    if isinstance(value, dict):
+        for key, element in value.items():
+            check_values(key, where)
+            check_values(element, f"{where}: {key}" if isinstance(key, str) else where)
+    elif isinstance(value, list):
+        for element in value:
+            check_values(element, where)
+    elif isinstance(value, str):
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise UserError(f"{where}: {shown(value)} contains half of a surrogate pair, which is not Unicode text")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise UserError(f"{where}: {value} is not a finite number (write it in quotes if it is text)")
+    elif isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise UserError(f"{where}: an integer of {value.bit_length()} bits; at most 64 are supported")
+    elif value is not None:
+        raise UserError(f"{where}: {shown(value)} is neither text, a number, a list nor a mapping")
 
 
 def shown(value: Any) -> str:
@@ -167,28 +189,6 @@ def _check_keys(node: yaml.MappingNode, where: str) -> None:
             if (key.tag, key.value) in seen:
                 raise UserError(f"{where}: line {key.start_mark.line + 1} gives {shown(key.value)} a second time")
             seen.add((key.tag, key.value))
-
-
-def _check_value(value: Any, where: str) -> None:
-    """Refuse numbers that are not finite or need more than 64 bits, text that is no Unicode, and other types."""
-    if isinstance(value, dict):
-        for key, element in value.items():
-            _check_value(key, where)
-            _check_value(element, f"{where}: {key}" if isinstance(key, str) else where)
-    elif isinstance(value, list):
-        for element in value:
-            _check_value(element, where)
-    elif isinstance(value, str):
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise UserError(f"{where}: {shown(value)} contains half of a surrogate pair, which is not Unicode text")
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            raise UserError(f"{where}: {value} is not a finite number (write it in quotes if it is text)")
-    elif isinstance(value, int):
-        if not -(2**63) <= value < 2**63:
-            raise UserError(f"{where}: an integer of {value.bit_length()} bits; at most 64 are supported")
-    elif value is not None:
-        raise UserError(f"{where}: {shown(value)} is neither text, a number, a list nor a mapping")
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from random import Random
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from jrt_eval.data.config import Synthetic
 from jrt_eval.data.rows import RowChunk
 from jrt_eval.data.text import RowText, load_tokenizer, paired_chunk
 from jrt_eval.errors import UserError, nearest
+from jrt_eval.processes import safe_multiprocessing
 from jrt_eval.settings import build
 
 _ROWS_PER_CHUNK = 2000
@@ -131,12 +133,8 @@ def synthetic_chunks(synthetic: Synthetic, tokenizer: str | None, longest: int) 
     if processes < 2:
         yield from map(work, starts)
         return
-    # Started afresh, since a fork of a process with threads (torch, tokenizers) may hang. PYTHONSAFEPATH keeps a module
-    # in the current folder from replacing one that a worker imports.
-    from multiprocessing import get_context
-
-    os.environ.setdefault("PYTHONSAFEPATH", "1")
-    with get_context("spawn").Pool(processes) as pool:
+    # Spawned, since a fork of a process with threads (torch, tokenizers) may hang.
+    with safe_multiprocessing(), get_context("spawn").Pool(processes) as pool:
         yield from pool.imap(work, starts)
 
 

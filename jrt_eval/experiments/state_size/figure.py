@@ -1,39 +1,46 @@
-"""The sweep's frame and figure: accuracy against state size, short set first, long set first, and their difference."""
+"""The grid's data frame and figure: accuracy against state size with the short set first, the long set first, and their difference."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from jrt_eval.files import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from jrt_eval.experiments.state_size.points import PointResult
+
 _KEY = ["width", "feature_dim", "causal", "state_bytes"]
 
 
-def frame(found: list[dict[str, Any]]) -> pd.DataFrame:
-    """A row per model and pair of sizes; `order` is short_first or long_first."""
+def frame(found: list[PointResult]) -> pd.DataFrame:
+    """A row for each model and pair of sizes; `order` is short_first or long_first."""
     import pandas as pd
 
     rows = [
         {
-            **result["point"],
-            "state_bytes": result["state_bytes"],
-            "parameters": result["parameters"],
-            "steps": result["settings"]["steps"],
-            **score,
-            "order": "short_first" if score["first"] < score["second"] else "long_first",
-            "examples": result["settings"]["evaluation_examples"],
+            **asdict(result.point),
+            "state_bytes": result.state_bytes,
+            "parameters": result.parameters,
+            "steps": result.settings.steps,
+            **asdict(score),
+            "order": "short_first" if score.first < score.second else "long_first",
+            "examples": result.settings.evaluation_examples,
         }
         for result in found
-        for score in result["scores"]
+        for score in result.scores
     ]
     return pd.DataFrame(rows).sort_values([*_KEY, "rate", "seed", "first", "second"], ignore_index=True)
 
 
 def by_order(scores: pd.DataFrame) -> pd.DataFrame:
-    """A row per model: mean accuracy over the pairs of each order, their difference, and whether it is its shape's best
-    (highest mean over both orders, as the paper takes the best of its runs)."""
+    """A row for each model: mean accuracy over the pairs of each order, their difference, and whether it is the best of its shape.
+
+    The best has the highest mean over both orders; the paper also shows the best of its runs.
+    """
     means = scores.pivot_table(index=[*_KEY, "rate", "seed"], columns="order", values="accuracy").reset_index()
     means["difference"] = means["short_first"] - means["long_first"]
     total = means["short_first"] + means["long_first"]
@@ -42,8 +49,7 @@ def by_order(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(scores: pd.DataFrame) -> str:
-    """The best model of each shape, as a table; and of all its models the mean difference, and how many are worse with the
-    long set first."""
+    """A table of the best model of each shape, with the mean difference of all its models and how many are worse with the long set first."""
     means = by_order(scores)
     every = (
         means.groupby(_KEY)["difference"].agg(mean="mean", worse=lambda d: (d > 0).sum(), models="count").reset_index()
@@ -63,8 +69,10 @@ def summary(scores: pd.DataFrame) -> str:
 
 
 def by_pair(scores: pd.DataFrame) -> pd.DataFrame:
-    """A row per shape and pair of sizes: its best model's accuracy in both orders, their difference, and what naming any
-    element of the shorter set scores in either."""
+    """A row for each shape and pair of sizes: the accuracy of its best model in both orders, and their difference.
+
+    `guess` is the accuracy of naming a random element of the shorter set.
+    """
     best = by_order(scores).query("best")[[*_KEY, "rate", "seed"]]
     chosen = scores.merge(best, on=[*_KEY, "rate", "seed"])
     chosen = chosen.assign(
@@ -77,7 +85,7 @@ def by_pair(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def pair_summary(scores: pd.DataFrame) -> str:
-    """The best model of each shape, pair by pair, as a table."""
+    """A table of the best model of each shape, for each pair of sizes."""
     lines = [f"{'':<10}{'state':>11}{'sets':>10}{'guess':>8}{'short first':>13}{'long first':>12}{'difference':>12}"]
     for row in by_pair(scores).sort_values(["causal", "state_bytes", "longer", "shorter"]).itertuples():
         kind, pair = "causal" if row.causal else "non-causal", f"{row.shorter}, {row.longer}"
@@ -89,7 +97,7 @@ def pair_summary(scores: pd.DataFrame) -> str:
 
 
 def draw(scores: pd.DataFrame, path: Path) -> None:
-    """Three panels over a common axis of state size; every model is a dot, the best of each shape are joined."""
+    """Draw three panels that share the axis of state size. Every model is a dot; lines join the best of each shape."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -119,7 +127,6 @@ def draw(scores: pd.DataFrame, path: Path) -> None:
     axes[1].set(ylim=(0, 1.02))
     axes[2].axhline(0, color="black", linewidth=0.8)
     axes[0].legend(frameon=False)
-    partial = path.with_name(f".{path.name}")
-    figure.savefig(partial, dpi=150, format="png")
-    partial.rename(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
     plt.close(figure)

@@ -1,7 +1,8 @@
-"""One training step of a stack of models; on a GPU as a CUDA graph for each pair of set sizes.
+"""Training steps of a stack of models; on a GPU a step is a CUDA graph, one for each pair of set sizes.
 
-The models are so small that a GPU would wait for the launches of a step. A captured step is one launch: what changes
-from step to step (which examples, the learning rates) is copied into tensors that the graph reads.
+The models are so small that the kernel launches of a step take longer than its arithmetic. A graph is a single launch.
+The inputs that change from step to step (the examples' indices and the learning rates) are copied into tensors that the
+graph reads.
 """
 
 from __future__ import annotations
@@ -9,23 +10,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jrt_eval.experiments.state_size.examples import Examples
 from jrt_eval.experiments.state_size.stacked import Stack, StackedAdamW
 from jrt_eval.models.recurrent.graphs import record
-
-if TYPE_CHECKING:
-    from jrt_eval.experiments.state_size.grid import Examples
 
 log = logging.getLogger(__name__)
 
 
-class Steps:
-    """Steps of `model` over `training`; `losses` (copies,) are those of the last one."""
+class TrainingSteps:
+    """Steps of `model` on `training` examples. `losses` (copies,) holds the losses of the last step."""
 
     def __init__(self, model: Stack, optimizer: StackedAdamW, training: Examples, batch: int) -> None:
         copies, device = len(model.embedding), model.embedding.device
@@ -36,7 +34,7 @@ class Steps:
         self.graphs: dict[tuple[int, int], Callable[[], None]] = {}
 
     def run(self, size: tuple[int, int], index: Tensor, rates: Tensor) -> None:
-        """One step with examples `index` (copies, batch) of a pair of sizes, at each copy's learning rate."""
+        """One step on the examples `index` (copies, batch) of a pair of sizes; rates (copies,) are the learning rates."""
         self.index.copy_(index, non_blocking=True)
         self.rates.copy_(rates, non_blocking=True)
         if size in self.graphs:
@@ -53,9 +51,9 @@ class Steps:
         self.optimizer.step(self.rates)
 
     def capture(self, sizes: Iterable[tuple[int, int]]) -> bool:
-        """Capture the step of each pair of sizes; True if that worked, else steps go on launch by launch.
+        """Capture the step of each pair of sizes as a CUDA graph and return whether that worked.
 
-        Leaves the models as they were.
+        If not, steps launch their kernels one by one. Models and optimiser are as before afterwards.
         """
         state = self.optimizer.state()
         before = [tensor.clone() for tensor in state]
@@ -63,7 +61,9 @@ class Steps:
             self.graphs = self._captured(tuple(sizes))
         except RuntimeError as error:
             self.graphs = {}
-            log.warning("steps go launch by launch: not captured as a CUDA graph (%s)", str(error).splitlines()[0])
+            log.warning(
+                "training without CUDA graphs, since a step could not be captured (%s)", str(error).splitlines()[0]
+            )
         for parameter in self.optimizer.parameters:
             parameter.grad = None
         for tensor, was in zip(state, before, strict=True):
