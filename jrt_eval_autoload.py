@@ -1,22 +1,27 @@
 """Start-up hook: registers jrt-eval in lm_eval when, and only when, lm_eval is imported.
 
-`jrt_eval_autoload.pth` imports this module in every interpreter of the environment, so it imports nothing that is not
-loaded already, costs well under a millisecond and never raises. It stands beside the package because importing a
-package runs its `__init__`. JRT_EVAL_AUTOLOAD=0 turns it off; `jrt_eval.register()` does the same by hand.
+`jrt_eval_autoload.pth` imports this module in every interpreter of the environment. It therefore imports only modules that are already
+loaded, costs well under a millisecond and never raises. It is a module of its own because importing one from a package would run the
+package's `__init__`. JRT_EVAL_AUTOLOAD=0 (or false, no, off, or an empty value) turns it off; `jrt_eval.register()` registers explicitly.
 """
 
 import os
 import sys
 
-# Once one of these modules has been imported, the function of jrt_eval.plugin named here is called.
+# After the import of one of these modules, the function of jrt_eval.plugin named here is called.
 _PENDING = {
     "lm_eval.api.registry": "register_models",
     "lm_eval.tasks": "register_tasks",
 }
 
 
+def switched_off():
+    """Whether the environment turns the hook off."""
+    return os.environ.get("JRT_EVAL_AUTOLOAD", "1").strip().lower() in ("", "0", "false", "no", "off")
+
+
 class _Loader:
-    """Delegates to the module's own loader, then calls us."""
+    """Loads a module with the module's own loader, then calls our function."""
 
     def __init__(self, loader):
         self._loader = loader
@@ -39,12 +44,12 @@ class _Loader:
             from jrt_eval import plugin
 
             getattr(plugin, function)()
-        except Exception as error:  # noqa: BLE001 - a hook must never break the program that it hooks into
+        except Exception as error:  # noqa: BLE001 - a hook must never break the program that it is loaded into
             print(f"jrt-eval: not registered in lm_eval: {error!r} (see `jrt-eval doctor`)", file=sys.stderr)
 
 
 class Finder:
-    """Stands first on sys.meta_path and answers for the pending modules only."""
+    """The first finder on sys.meta_path; handles the pending modules only."""
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
@@ -61,5 +66,5 @@ class Finder:
         return None
 
 
-if os.environ.get("JRT_EVAL_AUTOLOAD") != "0":
+if not switched_off():
     sys.meta_path.insert(0, Finder)

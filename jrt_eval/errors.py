@@ -1,4 +1,4 @@
-"""The one exception type for what a user can mend."""
+"""The exception type for errors that the user can fix."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from types import TracebackType
 
 
 class UserError(ValueError):
-    """Bad input: the message is one line that says what is wrong, where, and the mend.
+    """Bad input. The message is one line that says what is wrong, where, and how to fix it.
 
-    `jrt-eval` and, once our plugin is loaded, `lm_eval` print it without a traceback and exit with 1;
-    in Python it is an ordinary exception. `JRT_EVAL_DEBUG=1` shows the traceback.
+    `jrt-eval` and, when our plugin is loaded, `lm_eval` print it without a traceback and exit with status 1. In Python it is an ordinary
+    exception. `JRT_EVAL_DEBUG=1` shows the traceback.
     """
 
 
 def install_excepthook() -> None:
-    """Print an uncaught `UserError` as one line. Idempotent; any other exception goes to the previous hook."""
+    """Print an uncaught `UserError` as one line. Other exceptions go to the previous hook. May be called repeatedly."""
     previous = sys.excepthook
     if getattr(previous, "_jrt_eval", False):
         return

@@ -1,8 +1,8 @@
-"""Everything that lm-eval learns from us: which model names reach which adapter, and where the tasks are.
+"""Registers our model names and our folder of tasks in lm-eval.
 
-lm-eval up to 0.4.13 discovers no plugins, so `jrt_eval_autoload` calls `register_models` and
-`register_tasks` once lm-eval's registry and its task package have been imported. Coming releases read the entry points
-that pyproject.toml declares, for models; there `register_models` leaves the field to them.
+lm-eval up to 0.4.13 discovers no plugins, so `jrt_eval_autoload` calls `register_models` and `register_tasks` after lm-eval's registry
+and its task package have been imported. Later releases find the models through the entry points in pyproject.toml; there
+`register_models` does nothing.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def task_folder() -> Path:
 
 
 def register_models() -> None:
-    """Make `--model jrt` and its aliases known to lm-eval's registry. Lazy: the adapter is imported when it is used."""
+    """Register `--model jrt` and its aliases. The adapter is imported only when it is used."""
     from lm_eval.api import registry
 
     install_excepthook()
-    if hasattr(registry, "load_plugins"):  # this lm-eval discovers our entry points itself
+    if hasattr(registry, "load_plugins"):  # this lm-eval reads our entry points
         return
-    # lm-eval fills its registry on the first look-up, but only while it is empty: ours must not come first.
+    # lm-eval fills its registry on the first look-up only if it is empty, so its own models must come first.
     import lm_eval.models  # noqa: F401
 
     for name, target in MODELS.items():
@@ -39,10 +39,10 @@ def register_models() -> None:
 
 
 def register_tasks() -> None:
-    """Put our task folder on every `TaskManager`'s search path.
+    """Add our task folder to the search path of every `TaskManager`.
 
-    It comes after lm-eval's own tasks and before the user's `include_path`, and later folders win: a user's task of the
-    same name replaces ours.
+    It comes after lm-eval's own tasks and before the user's `include_path`. Later folders take precedence, so a user's task replaces ours
+    of the same name.
     """
     from lm_eval.tasks import TaskManager
 
@@ -70,6 +70,6 @@ def register_tasks() -> None:
 
 
 def register() -> None:
-    """Register models and tasks in lm-eval now: for interpreters in which the start-up hook is off."""
+    """Register models and tasks in lm-eval now, for interpreters in which the start-up hook is off."""
     register_models()
     register_tasks()

@@ -1,4 +1,4 @@
-"""A JRT-RNN of 360M parameters' shape, end to end: tokens per second, and how much of it the mixers take."""
+"""Prefill and decode steps of a whole model: tokens per second, and the share of the operators and of the mixers."""
 
 from __future__ import annotations
 
@@ -15,47 +15,21 @@ from jrt_eval.bench.timing import synchronize
 from jrt_eval.kernels.registry import FUSED, OPERATORS
 from jrt_eval.models.recurrent import model as models
 
-# The shape of JRT-360M-30B (random weights): 26 layers, of which five prefix linear attention and five sliding window.
-JRT_360M: dict[str, Any] = {
-    "n_embd": 1024,
-    "n_head": 16,
-    "n_layer": 26,
-    "n_inner": 2048,
-    "n_positions": 0,
-    "max_position_embeddings": 0,
-    "vocab_size": 50257,
-    "pad_vocab_size_multiple": 8,
-    "activation_function": "swiglu",
-    "rms_norm": True,
-    "residual_in_fp32": True,
-    "rotary_emb_fraction": 1,
-    "qkv_proj_bias": False,
-    "out_proj_bias": False,
-    "mlp_fc1_bias": False,
-    "mlp_fc2_bias": False,
-    "tie_word_embeddings": True,
-    "mixer": {"_target_": "BaseConv", "expand_proj": 4, "use_bias": True},
-    "alt_mixer": {"_target_": "PrefixLinearAttention", "num_heads": 16, "feature_dim": 16, "enc_length": 1024},
-    "alt_mixer_layers": [1, 6, 11, 16, 21],
-    "alt_mixer_2": {"_target_": "SlidingAttention", "num_heads": 16, "window_size": 128},
-    "alt_mixer_2_layers": [2, 7, 12, 17, 22],
-}
-
 
 @dataclass(frozen=True)
-class Run:
-    """Medians of one backend."""
+class ModelTiming:
+    """Medians of one backend, in seconds."""
 
     backend: str
     prefill_seconds: float
-    operator_seconds: float  # of the prefill, in jrt_eval.kernels
-    mixer_seconds: float  # of the prefill, in the mixers, projections included
+    operator_seconds: float  # part of the prefill: the functions of jrt_eval.kernels
+    mixer_seconds: float  # part of the prefill: the mixers, with their projections
     step_seconds: float
 
 
 @contextmanager
-def _timed(device: torch.device, total: dict[str, float], network: Any) -> Iterator[None]:
-    """Adds up the time inside the mixers, and inside the operators they call."""
+def _adding_up(device: torch.device, total: dict[str, float], network: Any) -> Iterator[None]:
+    """Adds the time spent in the mixers, and in the operators that they call, to `total`."""
     depth = [0]
     kept = {name: getattr(kernels, name) for name in (*OPERATORS, *FUSED)}
 
@@ -99,8 +73,8 @@ def _timed(device: torch.device, total: dict[str, float], network: Any) -> Itera
 
 def measure(
     backends: list[str], *, length: int, steps: int, rounds: int, device: torch.device, config: dict[str, Any]
-) -> list[Run]:
-    """Prefill of one prompt of `length` tokens and `steps` decode steps, for each backend, interleaved."""
+) -> list[ModelTiming]:
+    """Time the prefill of one prompt of `length` tokens and `steps` decode steps, with all backends in turn, `rounds` times."""
     network = models.from_config(config, device=device, seed=0).eval()
     ids = torch.randint(0, config["vocab_size"], (1, length), generator=torch.Generator().manual_seed(0)).to(device)
     seen: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in backends}
@@ -111,7 +85,7 @@ def measure(
                 total = {"operators": 0.0, "mixers": 0.0}
                 synchronize(device)
                 start = time.perf_counter()
-                with _timed(device, total, network):
+                with _adding_up(device, total, network):
                     x, state = network.hidden(ids)
                 synchronize(device)
                 prefill = time.perf_counter() - start
@@ -124,5 +98,6 @@ def measure(
                     step = (time.perf_counter() - start) / steps
                     seen[name].append((prefill, total["operators"], total["mixers"], step))
     return [
-        Run(name, *(sorted(column)[len(column) // 2] for column in zip(*seen[name], strict=True))) for name in backends
+        ModelTiming(name, *(sorted(column)[len(column) // 2] for column in zip(*seen[name], strict=True)))
+        for name in backends
     ]

@@ -271,15 +271,14 @@ def model(
 ) -> None:
     """A JRT-RNN of the 360M checkpoint's shape (random weights): PyTorch's operators before, the compiled ones after."""
     from jrt_eval.bench import model as measured
+    from jrt_eval.bench.configs import released_config
     from jrt_eval.bench.timing import keep_memory
 
     place = _device(device, threads)
     facts = _describe(place)
     if device == "cpu":
         keep_memory()
-    config = {**measured.JRT_360M, "n_layer": layers}
-    for key in ("alt_mixer_layers", "alt_mixer_2_layers"):
-        config[key] = [i for i in config[key] if i < layers]
+    config = released_config("jrt-360m", layers)
     runs = measured.measure(["torch", "auto"], length=length, steps=steps, rounds=rounds, device=place, config=config)
     for key, value in facts.items():
         click.echo(f"{key}: {value}")

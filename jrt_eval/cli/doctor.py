@@ -1,4 +1,4 @@
-"""`jrt-eval doctor`: what is live on this machine, why the rest is not, and the mend."""
+"""`jrt-eval doctor`: shows what works on this machine, what does not, and how to fix it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 
 from jrt_eval._version import __version__
 
-# package -> (who needs it, the mend)
+# package -> (what needs it, how to get it)
 OPTIONAL = {
     "matplotlib": ("plots of `report` and `bench`", "pip install 'jrt-eval[report]'"),
     "scipy": ("intervals of `compare`", "pip install 'jrt-eval[report]'"),
@@ -25,12 +25,12 @@ OPTIONAL = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. `broken` findings make the command exit with 1."""
+    """One line of the report. The command exits with status 1 if any finding is `broken`."""
 
     topic: str
-    live: bool
+    works: bool
     text: str
-    mend: str = ""
+    fix: str = ""
     broken: bool = False
 
 
@@ -43,14 +43,18 @@ def _lm_eval() -> list[Finding]:
         return [Finding("lm-eval", False, f"not importable: {error}", "pip install 'lm_eval[hf]'", broken=True)]
     from jrt_eval import plugin
 
-    if os.environ.get("JRT_EVAL_AUTOLOAD") == "0":
-        how = Finding("hook", False, "off: JRT_EVAL_AUTOLOAD=0", "unset it, or call jrt_eval.register()")
+    hook = sys.modules.get("jrt_eval_autoload")
+    if hook is None:
+        how = Finding(
+            "hook", False, "jrt_eval_autoload.pth was not read at start-up", "reinstall jrt-eval", broken=True
+        )
+    elif hook.switched_off():
+        value = os.environ.get("JRT_EVAL_AUTOLOAD")
+        how = Finding("hook", False, f"off: JRT_EVAL_AUTOLOAD={value!r}", "unset it, or call jrt_eval.register()")
     elif hasattr(registry, "load_plugins"):
         how = Finding("hook", True, "models through lm-eval's entry points, tasks through the start-up hook")
-    elif "jrt_eval_autoload" in sys.modules:
-        how = Finding("hook", True, "models and tasks through the start-up hook (jrt_eval_autoload.pth)")
     else:
-        how = Finding("hook", False, "jrt_eval_autoload.pth was not read", "reinstall jrt-eval", broken=True)
+        how = Finding("hook", True, "models and tasks through the start-up hook (jrt_eval_autoload.pth)")
 
     findings = [Finding("lm-eval", True, version), how]
     try:
@@ -58,11 +62,11 @@ def _lm_eval() -> list[Finding]:
         findings.append(Finding("model jrt", True, f"{adapter.__module__}.{adapter.__name__}"))
     except (KeyError, ValueError, ImportError) as error:
         line = str(error).strip("'\"").splitlines()[0]
-        findings.append(Finding("model jrt", False, line, "see `hook`; JRT_EVAL_DEBUG=1 for more", broken=how.live))
+        findings.append(Finding("model jrt", False, line, "see `hook`; JRT_EVAL_DEBUG=1 for more", broken=how.works))
     ours = str(plugin.task_folder())
-    names = [n for n in TaskManager(include_defaults=True).all_tasks if n.startswith("jrt_")] if how.live else []
+    names = [n for n in TaskManager(include_defaults=True).all_tasks if n.startswith("jrt_")] if how.works else []
     findings.append(
-        Finding("tasks", bool(names), f"{len(names)} tasks and groups from {ours}", "", how.live and not names)
+        Finding("tasks", bool(names), f"{len(names)} tasks and groups from {ours}", "", how.works and not names)
     )
     return findings
 
@@ -77,8 +81,8 @@ def _kernels() -> Finding:
 def _cuda_kernels() -> Finding:
     from jrt_eval.kernels import compiled
 
-    text, _, mend = (compiled.cuda_missing or "compiled").partition("; ")
-    return Finding("cuda kernels", compiled.cuda_missing is None, text, mend)
+    text, _, fix = (compiled.cuda_missing or "compiled").partition("; ")
+    return Finding("cuda kernels", compiled.cuda_missing is None, text, fix)
 
 
 def _devices() -> list[Finding]:
@@ -100,9 +104,9 @@ def _devices() -> list[Finding]:
 
 def _optional() -> list[Finding]:
     findings = []
-    for name, (use, mend) in OPTIONAL.items():
+    for name, (use, fix) in OPTIONAL.items():
         if util.find_spec(name) is None:
-            findings.append(Finding(name, False, f"not installed: {use}", mend))
+            findings.append(Finding(name, False, f"not installed: {use}", fix))
         else:
             findings.append(Finding(name, True, use))
     return findings
@@ -114,14 +118,14 @@ def _data() -> Finding:
         return Finding("documents", True, "from the Hugging Face hub (JRT_EVAL_DATA_DIR not set)")
     if not Path(folder).is_dir():
         return Finding(
-            "documents", False, f"JRT_EVAL_DATA_DIR={folder}: no such folder", "mend or unset it", broken=True
+            "documents", False, f"JRT_EVAL_DATA_DIR={folder}: no such folder", "correct it or unset it", broken=True
         )
     sets = sorted(p.parent.name for p in Path(folder).glob("*/validation.*"))
     return Finding("documents", bool(sets), f"{folder}: {', '.join(sets) or 'no <dataset>/validation.jsonl in it'}")
 
 
 def examine() -> list[Finding]:
-    """Look at everything; imports torch and lm_eval."""
+    """All findings. Imports torch and lm_eval."""
     python = f"{sys.version.split()[0]} ({sys.executable})"
     return [
         Finding("jrt-eval", True, f"{__version__} from {Path(__file__).parents[1]}"),
@@ -137,16 +141,20 @@ def examine() -> list[Finding]:
 
 @click.command()
 def doctor() -> None:
-    """Say what is live here, and why the rest is not.
+    """Show what works on this machine, what does not, and how to fix it.
 
-    Exits with 1 if something that every run needs is broken.
+    \b
+    Covers lm-eval and the registration of our models and tasks, the compiled kernels, PyTorch
+    and its devices, documents on this machine, and optional packages.
+
+    The exit status is 1 if something that every evaluation needs is broken.
     """
     findings = examine()
     width = max(len(f.topic) for f in findings)
     for finding in findings:
-        mark = click.style("ok", fg="green") if finding.live else click.style("--", fg="yellow")
+        mark = click.style("ok", fg="green") if finding.works else click.style("--", fg="yellow")
         click.echo(f"{mark}  {finding.topic:<{width}}  {finding.text}")
-        if finding.mend and not finding.live:
-            click.echo(f"    {'':<{width}}  -> {finding.mend}")
+        if finding.fix and not finding.works:
+            click.echo(f"    {'':<{width}}  -> {finding.fix}")
     if any(f.broken for f in findings):
         sys.exit(1)

@@ -70,11 +70,7 @@ def run(
         from jrt_eval.sweep.ray_engine import RayEngine
 
         chosen = RayEngine(address)
-    try:
-        sys.exit(runner.run_sweep(loaded, place, engine=chosen, resume=resume))
-    except KeyboardInterrupt:
-        click.echo("\nstopped; the same command goes on where it was", err=True)
-        sys.exit(130)
+    sys.exit(runner.run_sweep(loaded, place, engine=chosen, resume=resume))
 
 
 @sweep.command()

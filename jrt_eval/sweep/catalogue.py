@@ -1,19 +1,22 @@
-"""What lm-eval knows: model types, tasks, what a group stands for. Imports neither torch nor a data set."""
+"""The model types, tasks and groups that lm-eval knows. Imports neither torch nor a data set."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jrt_eval.errors import UserError, nearest
 from jrt_eval.plugin import register_models, task_folder
+from jrt_eval.settings import shown
 
 
 def check_model_types(types: Iterable[tuple[str, str]]) -> None:
-    """Refuse an lm-eval model type that is not registered; `types` are (type, where it stands)."""
+    """Raise `UserError` for a model type that lm-eval does not know. types: (type, where it was given)."""
     import lm_eval.models  # noqa: F401 - fills the registry with names, imports no backend
     from lm_eval.api.registry import model_registry
 
@@ -22,21 +25,21 @@ def check_model_types(types: Iterable[tuple[str, str]]) -> None:
     for kind, where in types:
         if kind not in known:
             raise UserError(
-                f"unknown model type {kind!r} in {where}{nearest(kind, known)}; "
+                f"unknown model type {shown(kind)} in {where}{nearest(kind, known)}; "
                 "lm-eval has, among others: jrt, hf, vllm"
             )
 
 
 class Catalogue:
-    """lm-eval's index of tasks, ours and the `include_path`'s among them."""
+    """lm-eval's index of tasks, with ours and those of `include_path`."""
 
     def __init__(self, include_path: Iterable[str] = ()) -> None:
         self._folders = list(include_path)
         for folder in self._folders:
-            if not Path(folder).is_dir():
-                raise UserError(f"no folder {folder} to take tasks from ('include_path')")
-        # The user's folders win over ours and ours over lm-eval's, whose thousands of files take seconds to read: they
-        # are read when a name is in neither.
+            if not os.path.isdir(folder):
+                raise UserError(f"'include_path': no folder {folder}")
+        # The user's tasks replace ours of the same name, and ours those of lm-eval. lm-eval's own are thousands of files, which take
+        # seconds to read, so they are read only when a name is not among the others.
         self._index = _index([str(task_folder()), *self._folders], include_defaults=False)
         self._complete = False
 
@@ -45,9 +48,9 @@ class Catalogue:
         return list(dict.fromkeys(task for name in names for task in self._leaves(name, where, ())))
 
     def digest(self, task: str) -> str:
-        """A hash of what a task is made of: its YAML, what that includes, the Python files beside it.
+        """A hash of the files that define a task: its YAML, the YAML files it includes, and the Python files in its folder.
 
-        Whoever edits a task gets new results, without having to remember its version.
+        An edited task therefore runs again, even if its version was not changed.
         """
         digest = hashlib.sha256()
         path = self._yaml(task)
@@ -66,13 +69,13 @@ class Catalogue:
 
     def _leaves(self, name: str, where: str, above: tuple[str, ...]) -> Iterator[str]:
         if name not in self._index and not self._complete:
-            self._index = {**_index([], include_defaults=True), **self._index}
+            self._index = {**_lm_evals_own(), **self._index}
             self._complete = True
         if name not in self._index:
             known = list(self._index)
             ours = [task for task in known if task.startswith(("jrt_", "based_"))]
             hint = nearest(name, ours) or nearest(name, known)
-            raise UserError(f"unknown task {name!r} in {where}{hint}; `lm_eval ls tasks` lists them")
+            raise UserError(f"unknown task {shown(name)} in {where}{hint}; `lm_eval ls tasks` lists them")
         entry = self._index[name]
         kind = entry.kind.name
         if kind == "TAG":
@@ -81,7 +84,7 @@ class Catalogue:
         elif kind == "GROUP":
             for member in self._members(name):
                 if not isinstance(member, str) or member in above:
-                    # A task that the group defines or changes in place has no name of its own outside it.
+                    # A task that the group defines or changes in place has no name outside the group.
                     raise UserError(
                         f"group {name!r} in {where} defines tasks in place, which a sweep cannot record one by one: "
                         "name its tasks"
@@ -96,6 +99,11 @@ class Catalogue:
             member["task"] if isinstance(member, dict) and set(member) == {"task"} else member
             for member in ([members] if isinstance(members, str) else members)
         ]
+
+
+@cache
+def _lm_evals_own() -> dict[str, Any]:
+    return _index([], include_defaults=True)
 
 
 def _index(folders: list[str], *, include_defaults: bool) -> dict[str, Any]:

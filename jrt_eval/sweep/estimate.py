@@ -1,7 +1,6 @@
-"""Prompts and tokens of a task before it runs: rows and mean lengths of the data sets, from their cards and the paper.
+"""Estimates the prompts and tokens of a task before it runs, from rows and mean lengths of the published data sets.
 
-An estimate for planning, nothing else: the tokens are what a model reads (prompt) and writes (48 at most per prompt,
-and the estimate takes all of them).
+For planning only. Tokens are those that a model reads (the prompt) and generates (counted as the maximum, 48 for each prompt).
 """
 
 from __future__ import annotations
@@ -51,45 +50,46 @@ SUPERGLUE = {
 
 
 @dataclass(frozen=True)
-class Load:
-    """What a task costs; None where nothing is known of it."""
+class TaskSize:
+    """Prompts and tokens of a task; None if unknown."""
 
     prompts: int | None
     tokens: int | None
 
 
-def load(task: str, metadata: dict[str, Any], num_fewshot: int | None, limit: float | None) -> Load:
+def task_size(task: str, metadata: dict[str, Any], num_fewshot: int | None, limit: float | None) -> TaskSize:
     """The estimate for one task. A local `data_dir` is counted instead of the published rows."""
     name = task.removeprefix("jrt_").removeprefix("based_")
     twice = name.endswith("_twice")
     data = RECALL.get(name.removesuffix("_twice")) if task != name else SUPERGLUE.get(task)
     if data is None:
-        return Load(None, None)
+        return TaskSize(None, None)
     rows, length = _local(data, metadata) or (data.rows, data.tokens)
     if limit is not None:
         rows = min(rows, int(limit) if limit >= 1 else max(1, round(rows * limit)))
-    if task == name:  # SuperGLUE: every shot is a prompt more
-        return Load(rows * data.passes, rows * data.passes * length * (1 + (num_fewshot or 0)))
+    if task == name:  # SuperGLUE: each example in the prompt adds the length of a prompt
+        return TaskSize(rows * data.passes, rows * data.passes * length * (1 + (num_fewshot or 0)))
     window = metadata.get("context_length", 1000)
     if isinstance(window, int):
-        length = min(length, max(0, window - int(metadata.get("answer_length", 50) or 0)))
+        answer = metadata.get("answer_length", 50)
+        length = min(length, max(0, window - (answer if isinstance(answer, int) else 50)))
     prompt = (2 * length + 2 * QUESTION) if twice else (length + QUESTION)
-    return Load(rows, rows * (prompt + data.generated))
+    return TaskSize(rows, rows * (prompt + data.generated))
 
 
 def _local(data: DataSet, metadata: dict[str, Any]) -> tuple[int, int] | None:
-    """Rows and mean tokens (four characters to a token) of `<data_dir>/<data set>/validation.jsonl`."""
+    """Rows and mean tokens (four characters each) of `<data_dir>/<data set>/validation.jsonl`; None if it cannot be read."""
     root = metadata.get("data_dir") or os.environ.get("JRT_EVAL_DATA_DIR")
-    if not root or not data.folder:
-        return None
-    path = Path(str(root)) / data.folder / "validation.jsonl"
-    if not path.is_file():
+    path = Path(str(root), data.folder, "validation.jsonl")
+    if not root or not data.folder or not os.path.isfile(path):
         return None
     rows = characters = 0
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.strip():
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in filter(str.strip, file):
                 row = json.loads(line)
                 rows += 1
                 characters += len(str(row.get("text") or row.get("context") or ""))
-    return (rows, characters // max(rows, 1) // 4) if rows else None
+    except (OSError, ValueError, AttributeError):  # the task itself reports what is wrong with it
+        return None
+    return (rows, characters // rows // 4) if rows else None

@@ -1,15 +1,15 @@
-"""One job from its first attempt to its last: the same code under every engine, driven by calling `poll`.
+"""One job, from its first attempt to its last, the same under every engine. The engine calls `poll` again and again.
 
-What happens when an attempt ends:
+When an attempt ends:
 
-- a unit whose results and samples are whole is recorded, whatever the exit status;
-- out of memory (torch's words in the log, or signal 9): again with a smaller batch, from what is in the cache;
-- any other crash with several units missing: each of them alone, so that one broken task costs only itself;
-- the time limit, or a crash of a unit that ran alone: failed, with the log's last lines.
+- A unit whose results and samples are complete is recorded, whatever the exit status.
+- After running out of memory (a message of torch in the log, or signal 9), the missing units run again with a smaller batch.
+- After any other crash with several units missing, each runs alone, so that one broken task costs only itself.
+- After the time limit, or the crash of a unit that ran alone, the missing units have failed.
 
-lm-eval writes results only at its end, and runs the prompts of all its tasks together, sorted by length. So that a kill
-loses no more than the batch in flight, every attempt answers through lm-eval's own `use_cache` in the job's folder; the
-next attempt asks the model only what is not in it. The cache belongs to one fingerprint and goes when all is recorded.
+lm-eval writes results only at its end, and runs the prompts of all its tasks together, sorted by length. So that a killed process
+loses only the batch it was computing, every attempt answers through lm-eval's own `use_cache` in the job's folder, and the next attempt
+asks the model only for what is not in it. The cache is deleted when the job is done.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from typing import Any
 
 import yaml
 
+from jrt_eval.files import write_text
 from jrt_eval.processes import child_environment, python_module
 from jrt_eval.sweep.plan import Job, Unit, installed_versions, model_commit
-from jrt_eval.sweep.store import Folder, last_lines, read_json, record_unit, write
+from jrt_eval.sweep.store import Folder, last_lines, read_json, record_unit
 
 LM_EVAL = tuple(python_module("lm_eval", "run"))
 _OUT_OF_MEMORY = re.compile(
@@ -42,15 +43,15 @@ _OUT_OF_MEMORY = re.compile(
 )
 _BAD_CACHE = re.compile(r"sqlite3?\.\w*Error.*(malformed|not a database|disk image)|file is not a database")
 _NO_ROOM = re.compile(r"No space left on device|Disk quota exceeded")
-_FIRST_FIXED_BATCH = 16  # what follows `auto` after out-of-memory
-MARK = "JRT_EVAL_SWEEP_JOB"  # in the environment of every process of a job, by which a later sweep knows it
+_FIRST_FIXED_BATCH = 16  # the batch size after `auto` ran out of memory
+MARK = "JRT_EVAL_SWEEP_JOB"  # a variable in the environment of every process of a job, by which a later sweep finds it
 
 
 class JobRun:
-    """A job in progress. `poll()` until it says True; `kill()` ends it at once."""
+    """A job in progress. Call `poll()` until it returns True; `kill()` ends it at once."""
 
     def __init__(self, folder: Folder, job: Job, *, gpus: str | None = None, command: Sequence[str] = LM_EVAL) -> None:
-        """`gpus`: the CUDA_VISIBLE_DEVICES of the job; None leaves the environment's."""
+        """gpus: CUDA_VISIBLE_DEVICES of the job; None keeps that of the environment."""
         self.job = job
         self._folder = folder
         self._gpus = gpus
@@ -69,7 +70,7 @@ class JobRun:
         self._status: dict[str, Any] = {"job": job.id, "host": socket.gethostname(), "started": time.time()}
 
     def poll(self) -> bool:
-        """Go on with the job as far as possible without waiting; True when nothing more will happen."""
+        """Advance the job without waiting. Returns True when it has ended."""
         while True:
             if self._child is None:
                 if not self._rounds:
@@ -85,14 +86,14 @@ class JobRun:
             self._after()
 
     def kill(self, reason: str = "stopped") -> None:
-        """End the job's processes and say in its status that it was stopped."""
+        """End the job's processes and set its status to stopped."""
         if self._child is not None:
             self.abandon()
             self._save("stopped", error=reason)
         self._rounds.clear()
 
     def abandon(self) -> None:
-        """End the job's processes and write nothing, for a folder that cannot be written to."""
+        """End the job's processes and write nothing: for a folder that has become read-only or full."""
         self._rounds.clear()
         if self._child is not None:
             self._end_child()
@@ -116,7 +117,7 @@ class JobRun:
             "log_samples": True,
             "use_cache": str(self._home / "cache" / "answers"),
         }
-        write(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        write_text(config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
         with open(self._log, "ab") as log:
             log.write(f"\n--- attempt {self._attempt}: {len(units)} tasks, batch size {batch}\n".encode())
             log.flush()
@@ -136,13 +137,10 @@ class JobRun:
     def _environment(self) -> dict[str, str]:
         threads = str(max(1, int(self.job.resources.cpus)))
         env = {
-            # one job must not take the threads of all
-            "OMP_NUM_THREADS": threads,
-            # a log is no terminal
-            "TQDM_MININTERVAL": "2",
+            "OMP_NUM_THREADS": threads,  # jobs share the machine
+            "TQDM_MININTERVAL": "2",  # the progress bar goes to a log file
             "PYTHONUNBUFFERED": "1",
             **child_environment(),
-            **self.job.env,
             MARK: f"{self._folder.path}:{self.job.id}",
         }
         if self._gpus is not None:
@@ -150,10 +148,10 @@ class JobRun:
         return env
 
     def _after(self) -> None:
-        """The attempt has ended by itself: record what it finished, and decide about the rest."""
+        """The attempt has ended by itself: record the finished units, and decide about the rest."""
         assert self._child is not None
         status = self._child.returncode
-        self._end_child()  # what it may have left behind
+        self._end_child()  # and any process that it left behind
         self._child = None
         units, batch = self._rounds.popleft()
         missing = [unit for unit in units if not self._record(unit, batch)]
@@ -166,7 +164,12 @@ class JobRun:
         text = "\n".join(tail)
         error = _error_line(tail, status)
         if status == 0:
-            self._fail(missing, error if _NO_ROOM.search(text) else f"lm_eval ended well but left no results: {error}")
+            self._fail(
+                missing,
+                error
+                if _NO_ROOM.search(text)
+                else f"lm_eval exited with status 0 but left no complete results: {error}",
+            )
         elif status in (-signal.SIGKILL, 137) or _OUT_OF_MEMORY.search(text):
             smaller = _smaller(batch)
             if smaller is None:
@@ -183,7 +186,7 @@ class JobRun:
             self._rounds.extend(([unit], batch) for unit in missing)
         else:
             self._fail(missing, error)
-            # The same words from all tasks together and from two alone: it is the model, not the task.
+            # The same error from all tasks together and from two alone: the model is at fault, not a task.
             if error == self._first_error and list(self._errors.values()).count(error) == 2:
                 self._fail([unit for units, _ in self._rounds for unit in units], error)
                 self._rounds.clear()
@@ -196,7 +199,9 @@ class JobRun:
         self._rounds.clear()
         missing = [unit for unit in waiting if not self._record(unit, self.job.batch_size)]
         shutil.rmtree(self._out, ignore_errors=True)
-        self._fail(missing, f"time limit of {self.job.time_limit:g} s reached; what it answered is kept")
+        self._fail(
+            missing, f"reached its time limit of {self.job.time_limit:g} s; its answers are kept for the next run"
+        )
         self._finish()
 
     def _record(self, unit: Unit, batch: int | str) -> bool:
@@ -224,24 +229,24 @@ class JobRun:
             self._save("done")
 
     def _end_child(self) -> None:
-        """Kill the whole session of the child and wait until it is gone."""
+        """Kill the child and all its descendants, and wait until it is gone."""
         assert self._child is not None
         end_group(self._child.pid)
         self._child.wait()
 
     def _save(self, state: str, **more: Any) -> None:
         self._status |= {"state": state, "updated": time.time(), **more}
-        write(self._home / ".status.json", json.dumps(self._status, indent=2))
+        write_text(self._home / ".status.json", json.dumps(self._status, indent=2))
 
 
 def end_group(group: int) -> None:
-    """SIGKILL to a process group, if it is there."""
+    """Send SIGKILL to a process group, if it exists."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
 
 
 def end_orphans(folder: Path, job: str | None = None) -> int:
-    """End what a killed sweep left running on this machine (of one job, or of all); how many processes that were."""
+    """End the processes that a killed sweep left on this machine, of one job or of all. Returns their number."""
     mark = f"{MARK}={folder}:{job or ''}".encode()
     ended = 0
     for environ in Path("/proc").glob("[0-9]*/environ"):
@@ -261,7 +266,7 @@ def end_orphans(folder: Path, job: str | None = None) -> int:
 
 
 def status_of(folder: Folder, job: Job) -> dict[str, Any]:
-    """What the job last said of itself."""
+    """The status that the job last wrote."""
     return read_json(folder.job(job) / ".status.json") or {"state": "waiting"}
 
 
@@ -272,7 +277,7 @@ def _smaller(batch: int | str) -> int | None:
 
 
 def _error_line(tail: list[str], status: int) -> str:
-    """The line that says most: the last exception of the log, else its last line."""
+    """The last exception in the log, or its last line."""
     what = f"signal {-status}" if status < 0 else f"exit status {status}"
     for line in reversed(tail):
         if re.match(r"(jrt-eval: error: |([A-Za-z_][\w.]*\.)?[A-Z]\w*(Error|Exception|Interrupt)\b)", line):

@@ -1,7 +1,7 @@
-"""`python -m jrt_eval.sweep.launch PARENT COMMAND...`: become COMMAND, and die with the process that started us.
+"""`python -m jrt_eval.sweep.launch PARENT COMMAND...`: run COMMAND, and end it when the process PARENT dies.
 
-A sweep that is killed with -9 cannot clean up; on Linux the kernel does it, by the signal asked for here, which
-outlasts the exec. Elsewhere the next sweep on the folder finds and ends what is left.
+A sweep that is killed with `kill -9` cannot end its jobs itself. On Linux the kernel does, through a signal that is requested here and
+survives the exec. On other systems the next sweep in the folder ends what is left.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def main() -> None:
         import ctypes
 
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we asked
+    if os.getppid() != parent:  # it died before the request
         sys.exit(1)
     os.execv(command[0], command)
 

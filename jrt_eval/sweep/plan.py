@@ -1,4 +1,4 @@
-"""A sweep file becomes jobs: one lm_eval process per model and setting, made of units with fingerprints."""
+"""The jobs of a sweep: one lm_eval process per model and setting, each with a unit per task."""
 
 from __future__ import annotations
 
@@ -16,38 +16,39 @@ from jrt_eval.sweep import estimate
 from jrt_eval.sweep.catalogue import Catalogue
 from jrt_eval.sweep.spec import Model, Resources, Setting, Sweep
 
+_LONGEST_NAME = 120
+
 
 @dataclass(frozen=True)
 class Unit:
-    """A model, a task and a setting: what is recorded, whole or not at all."""
+    """A model, a task and a setting: the smallest result that is recorded."""
 
     model: str
     task: str
     setting: str
-    fingerprint: str  # of everything that may change the result
+    fingerprint: str  # a hash of everything that may change the result
     prompts: int | None = None
     tokens: int | None = None
 
     @property
     def key(self) -> str:
-        """The name of its folder under `results/`: who it is, whatever its fingerprint."""
+        """The name of its folder under `results/`."""
         return slug(self.model, self.setting, self.task)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One lm_eval process (and its retries): the units that are missing of one model and setting."""
+    """One lm_eval process and its retries: units of one model and setting."""
 
     id: str
     model: str
     setting: str
     units: tuple[Unit, ...]
-    config: dict[str, Any]  # lm_eval's --config, but for tasks, batch size and output
+    config: dict[str, Any]  # for lm_eval --config; tasks, batch size and output are added for each attempt
     batch_size: int | str
     resources: Resources
     time_limit: float
-    env: dict[str, str]
-    commit: str | None = None  # of the model, where it is known
+    commit: str | None = None  # of the model; None if unknown
 
     @property
     def tokens(self) -> int | None:
@@ -61,7 +62,7 @@ class Job:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Job:
-        """What `dataclasses.asdict` made of a job, as plan.json holds it."""
+        """The inverse of `dataclasses.asdict`, for jobs in .plan.json."""
         return cls(
             **{
                 **values,
@@ -76,7 +77,7 @@ class Job:
 
 
 def make_plan(sweep: Sweep, catalogue: Catalogue, folder: Path) -> list[Job]:
-    """All jobs of a sweep, in the file's order, whether done or not. Random models will stand in `folder`/.models."""
+    """All jobs of a sweep, in the order of the file, finished or not. `folder`/.models is where random models will be."""
     versions = installed_versions()
     jobs = []
     for setting in sweep.settings:
@@ -100,9 +101,9 @@ def installed_versions() -> dict[str, str]:
 
 
 def model_identity(args: dict[str, Any]) -> Any:
-    """What tells a local checkpoint from another in the same folder: configs, sizes and times of its files."""
+    """Configs, sizes and times of the files of a local checkpoint, to notice when they change; None if it is not local."""
     path = _checkpoint(args)
-    if path is None or not path.is_dir():
+    if path is None or not os.path.isdir(path):
         return None
     return [
         (file.name, file.read_text(errors="replace"))
@@ -114,9 +115,9 @@ def model_identity(args: dict[str, Any]) -> Any:
 
 
 def model_commit(args: dict[str, Any]) -> str | None:
-    """The commit of a hub checkpoint that the local cache would serve, without asking the hub; None: unknown."""
+    """The commit of a hub checkpoint in the local cache, without asking the hub; None if unknown."""
     name = args.get("pretrained") or args.get("checkpoint_name")
-    if not isinstance(name, str) or Path(name).exists():
+    if not isinstance(name, str) or os.path.exists(name):
         return None
     revision = str(args.get("revision", "main"))
     if re.fullmatch(r"[0-9a-f]{40}", revision):
@@ -130,11 +131,15 @@ def model_commit(args: dict[str, Any]) -> str | None:
 
 
 def slug(*parts: str) -> str:
-    """A file name of readable parts; two different lists of parts never share one."""
-    text = "__".join(re.sub(r"[^\w.-]+", "-", part) for part in parts if part)
-    if all(re.fullmatch(r"[\w.-]*", part) and "__" not in part for part in parts):
+    """A readable file name of at most 120 characters; two different lists of parts never share one."""
+    text = "__".join(re.sub(r"[^\w.-]+", "-", part, flags=re.ASCII) for part in parts if part).lstrip(
+        "."
+    )  # readers skip hidden folders
+    if len(text) <= _LONGEST_NAME and all(
+        re.fullmatch(r"(?!\.)[\w.-]*", part, re.ASCII) and "__" not in part for part in parts
+    ):
         return text
-    return f"{text}-{_hash(parts)[:6]}"
+    return f"{text[: _LONGEST_NAME - 7]}-{_hash(parts)[:6]}"
 
 
 def _job(
@@ -170,9 +175,9 @@ def _job(
         config["max_batch_size"] = setting.max_batch_size
     units = []
     for task in tasks:
-        load = estimate.load(task, setting.metadata, setting.num_fewshot, setting.limit)
+        size = estimate.task_size(task, setting.metadata, setting.num_fewshot, setting.limit)
         fingerprint = _hash({**base, "task": task, "digest": catalogue.digest(task)})
-        units.append(Unit(model.name, task, setting.name, fingerprint, load.prompts, load.tokens))
+        units.append(Unit(model.name, task, setting.name, fingerprint, size.prompts, size.tokens))
     return Job(
         id=f"{slug(model.name, setting.name)}-{_hash(base)[:8]}",
         model=model.name,
@@ -182,7 +187,6 @@ def _job(
         batch_size=setting.batch_size,
         resources=setting.resources,
         time_limit=setting.time_limit,
-        env={},
         commit=model_commit(config["model_args"]),
     )
 
@@ -197,9 +201,9 @@ def _checkpoint(args: dict[str, Any]) -> Path | None:
 
 
 def _data_identity(metadata: dict[str, Any]) -> Any:
-    """Local documents: another file under the same path is another experiment."""
+    """Digests of local documents, since the files at a path may change."""
     root = metadata.get("data_dir") or os.environ.get("JRT_EVAL_DATA_DIR")
-    if not root or not Path(str(root)).is_dir():
+    if not root or not os.path.isdir(str(root)):
         return root
     return [
         (str(path.relative_to(str(root))), hashlib.sha256(path.read_bytes()).hexdigest())

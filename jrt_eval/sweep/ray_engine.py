@@ -1,15 +1,17 @@
-"""The Ray engine: the same jobs, placed by Ray on one machine or many. The extra `jrt-eval[sweep]` brings it.
+"""The Ray engine: Ray assigns the jobs to the GPUs of one machine or of several. Needs `jrt-eval[sweep]`.
 
-The folder must be on a file system that all machines share. Ray sets CUDA_VISIBLE_DEVICES for a task; the task runs the
-job as the local engine does, so that a worker killed by anyone takes its lm_eval with it.
+The sweep's folder must be on a file system that all machines share. Ray sets CUDA_VISIBLE_DEVICES for a task, and the task runs the
+job as the local engine does, so that the lm_eval process of a killed worker ends too.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from jrt_eval.errors import UserError
+from jrt_eval.files import write_text
 from jrt_eval.sweep.job import LM_EVAL, JobRun, status_of
 from jrt_eval.sweep.plan import Job
-from jrt_eval.sweep.store import Folder, write
+from jrt_eval.sweep.store import Folder
 
-_RESUBMIT = 2  # how often a job comes again whose worker died
+_RESUBMIT = 2  # times that a job is started again after its worker died
 
 
 def run_job(folder: str, job: Job, command: Sequence[str], start_in: str) -> None:
@@ -29,7 +32,7 @@ def run_job(folder: str, job: Job, command: Sequence[str], start_in: str) -> Non
     if Path(start_in).is_dir():
         os.chdir(start_in)
     if not (Path(folder) / ".plan.json").is_file():
-        raise UserError(f"{folder} is not there on {os.uname().nodename}: the machines must share the sweep's folder")
+        raise UserError(f"{folder} does not exist on {os.uname().nodename}: all machines must share the sweep's folder")
     run = JobRun(Folder(folder), job, gpus=None if job.resources.gpus else "", command=command)
     try:
         while not run.poll():
@@ -39,7 +42,7 @@ def run_job(folder: str, job: Job, command: Sequence[str], start_in: str) -> Non
 
 
 class RayEngine:
-    """Hands every job to Ray with its declared GPUs, CPUs and memory."""
+    """Submits every job to Ray with its declared GPUs, CPUs and memory."""
 
     def __init__(self, address: str | None = None) -> None:
         """`address`: a running cluster (`auto`, `host:port`, `ray://...`); None starts Ray on this machine."""
@@ -51,7 +54,7 @@ class RayEngine:
         self._address = address or os.environ.get("RAY_ADDRESS") or "local"
 
     def check(self, jobs: Sequence[Job]) -> None:
-        """Start or reach Ray, and refuse a job that no machine of it could ever run."""
+        """Start or reach Ray. Raises `UserError` for a job that no machine of the cluster could ever run."""
         ray = self._ray
         if not ray.is_initialized():
             options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -82,13 +85,16 @@ class RayEngine:
         Ray puts the current folder first on its workers' sys.path, where a stranger's `ctypes.py` would be imported. The folder lives as
         long as this engine, since Ray's processes start in it.
         """
-        before = os.getcwd()
+        before, on_terminate = os.getcwd(), signal.getsignal(signal.SIGTERM)
         self._empty_folder = tempfile.TemporaryDirectory(prefix="jrt-eval-ray-")
         os.chdir(self._empty_folder.name)
         try:
             self._ray.init(address=self._address, **options)
         finally:
             os.chdir(before)
+            # Ray replaces this handler by one in C++, which prints the stacks of all threads before it ends the process.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_terminate)
 
     def run(
         self,
@@ -97,7 +103,7 @@ class RayEngine:
         tick: Callable[[], None],
         command: Sequence[str] = LM_EVAL,
     ) -> dict[str, str]:
-        """Run the jobs; returns job -> why it could not be run to its end."""
+        """Run the jobs. Returns job id -> error, for the jobs that could not be run to their end."""
         ray = self._ray
         remote = ray.remote(run_job)
         pending: dict[Any, tuple[Job, int]] = {}
@@ -127,7 +133,7 @@ class RayEngine:
                     if job.id in broken:
                         state = {**status_of(folder, job), "state": "failed", "error": broken[job.id]}
                         folder.job(job).mkdir(parents=True, exist_ok=True)
-                        write(folder.job(job) / ".status.json", json.dumps(state, indent=2))
+                        write_text(folder.job(job) / ".status.json", json.dumps(state, indent=2))
                 tick()
         finally:
             for reference in pending:
@@ -137,7 +143,7 @@ class RayEngine:
 
 
 def _reach(address: str) -> None:
-    """Ray itself keeps trying an address where nobody answers for more than six minutes."""
+    """Raise `UserError` if nobody answers at the address; Ray itself would try for more than six minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
         return

@@ -1,37 +1,36 @@
-"""A sweep's folder, and how nothing in it is ever half there.
+"""The folder of a sweep. A unit's results are in it complete or not at all, whenever a process is killed.
 
     sweep.yaml          the sweep file as it ran
-    .plan.json          its jobs and units
+    .plan.json          the jobs and their units
     results/UNIT/       a finished unit: lm-eval's results and samples of that task, and .record.json
-    jobs/JOB/           log.txt, .status.json, attempt-N.yaml, cache/ (answers so far), .out-N/ (while it runs)
-    set_aside/          results that other settings or versions made, never deleted
+    jobs/JOB/           log.txt, .status.json, attempt-N.yaml, cache/ (answers so far), .out-N/ (lm-eval's output while it runs)
+    set_aside/          results of other settings or versions, never deleted
     table.md            the final table
     .models/            random models, where the sweep file asks for them
 
-Whatever `jrt-eval collect` should not read has a name that begins with a dot, or is no JSON. A unit is built beside its
-place and renamed into it: it is there whole or not at all, whatever is killed and when.
+`jrt-eval collect` reads only results/: everything else has a name that begins with a dot or is not JSON.
 """
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 import os
 import re
 import shutil
-import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from jrt_eval import files
 from jrt_eval.errors import UserError
 from jrt_eval.sweep.plan import Job, Unit
 
-# lm-eval's results file: the parts that have an entry per task.
+# The parts of lm-eval's results file that have one entry per task.
 _PER_TASK = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "task_hashes")
 SPARE = 64 << 20  # bytes that must stay free on the disk
+_LOG_TAIL = 65536  # bytes
 
 
 class Folder:
@@ -44,70 +43,55 @@ class Folder:
         self.plan = self.path / ".plan.json"
 
     def record(self, unit: Unit) -> dict[str, Any] | None:
-        """The record of a finished unit, or None; the fingerprint is not compared."""
+        """The record of a finished unit, whatever its fingerprint; None if there is none."""
         return read_json(self.results / unit.key / ".record.json")
 
-    def done(self, unit: Unit, commit: str | None = None) -> bool:
-        """Whether the unit is finished by these settings, versions and (where both are known) model commit."""
+    def done(self, unit: Unit, commit: str | None = None, *, thorough: bool = False) -> bool:
+        """Whether the unit is finished with these settings and versions, and all its files are there.
+
+        commit: the model's commit; a unit with another one is not done, where both are known.
+        thorough: compare the contents of the files with the recorded digests, and not only their sizes.
+        """
         record = self.record(unit)
         if record is None or record.get("fingerprint") != unit.fingerprint:
             return False
-        return not (commit and record.get("commit") and record["commit"] != commit)
+        if commit and record.get("commit") and record["commit"] != commit:
+            return False
+        return _intact(self.results / unit.key, record.get("files"), thorough)
 
     def job(self, job: Job) -> Path:
         return self.jobs / job.id
 
     def set_aside(self, key: str, reason: str) -> None:
-        """Move what stands under a unit's name out of the results; the old results file loses its name for readers."""
+        """Move a unit's folder out of the results. Its files get a suffix, so that no reader takes them for results."""
         place = self.path / "set_aside" / f"{key}.{time.strftime('%Y%m%dT%H%M%S')}.{os.getpid()}"
         place.parent.mkdir(exist_ok=True)
         (self.results / key).rename(place)
         for file in [*place.rglob("results_*.json"), *place.rglob("samples_*.jsonl")]:
             file.rename(file.with_name(file.name + ".old"))
-        write(place / "why.txt", reason + "\n")
+        files.write_text(place / "why.txt", reason + "\n")
 
     def clean(self) -> None:
-        """Remove what a killed sweep left half built."""
-        for rest in self.results.glob(".new-*"):
-            shutil.rmtree(rest, ignore_errors=True)
+        """Remove what killed processes left unfinished; the caller holds the lock."""
+        files.remove_unfinished(self.results)
         for rest in self.jobs.glob("*/.out-*"):
             shutil.rmtree(rest, ignore_errors=True)
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder alone. A lock dies with its process, so kill -9 leaves none behind."""
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other sweeps out of the folder. The lock is released when the process ends, also by `kill -9`."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise UserError(f"cannot write to {self.path}: {error.strerror}") from None
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
-                raise UserError(
-                    f"{self.path} belongs to a running sweep ({holder}): wait for it, or give another folder with -o"
-                ) from None
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-            yield
-        finally:
-            os.close(descriptor)
+            raise UserError(f"cannot write to {self.path}: {files.reason(error)}") from None
+        busy = f"{self.path} belongs to a running sweep ({{holder}}): wait for it, or give another folder with -o"
+        return files.lock(self.path / ".lock", busy)
 
     def locked(self) -> bool:
-        """Whether a sweep is running on this folder."""
-        try:
-            with open(self.path / ".lock") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        """Whether a sweep is running in this folder."""
+        return files.is_locked(self.path / ".lock")
 
     def check_space(self, needed: int = 0) -> None:
-        """Refuse to start where the disk is full."""
+        """Raise `UserError` if the disk has less than `needed` bytes and a reserve free."""
         self.path.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.path).free
         if free < needed + SPARE:
@@ -117,110 +101,129 @@ class Folder:
             )
 
 
-def read_output(out: Path, unit: Unit) -> tuple[Path, list[Path], dict[str, Any]] | None:
-    """lm-eval's results file, samples and parsed results, if `out` holds the unit whole; None otherwise."""
-    for path in sorted(out.rglob("results_*.json"), reverse=True):
-        parsed = read_json(path)
-        if not parsed or unit.task not in parsed.get("results", {}) or unit.task not in parsed.get("configs", {}):
-            continue
-        samples = sorted(path.parent.glob(f"samples_{unit.task}_2*.jsonl"))
-        effective = parsed.get("n-samples", {}).get(unit.task, {}).get("effective")
-        lines = 0
-        for file in samples:
-            text = file.read_bytes()
-            if not text.endswith(b"\n"):
-                return None  # cut off in the middle of a line
-            lines += text.count(b"\n")
-        # A task with several filters logs a line per filter and document.
-        if not samples or lines == 0 or (effective and lines % int(effective)):
-            return None
-        return path, samples, parsed
-    return None
-
-
-def record_unit(folder: Folder, job: Job, unit: Unit, out: Path, extra: dict[str, Any]) -> bool:
-    """Put a finished unit of `out` into the results, atomically; False if `out` does not hold it whole."""
-    found = read_output(out, unit)
-    if found is None:
+def _intact(folder: Path, recorded: Any, thorough: bool) -> bool:
+    """Whether the files of a record are in `folder`, with the same size and, if `thorough`, the same contents."""
+    if not isinstance(recorded, dict) or not recorded:
         return False
-    path, samples, parsed = found
-    building = folder.results / f".new-{unit.key}"
-    shutil.rmtree(building, ignore_errors=True)
-    inside = building / path.parent.relative_to(out)
-    inside.mkdir(parents=True)
-    alone = {
-        **parsed,
-        **{part: {unit.task: parsed[part][unit.task]} for part in _PER_TASK if unit.task in parsed.get(part, {})},
-        "group_subtasks": {},
-    }
-    alone.pop("groups", None)
-    write(inside / path.name, json.dumps(alone, indent=2, ensure_ascii=False))
-    for file in samples:
-        shutil.copyfile(file, inside / file.name)
-    score = {key: value for key, value in parsed["results"][unit.task].items() if isinstance(value, (int, float))}
-    record = {
-        "model": unit.model,
-        "task": unit.task,
-        "setting": unit.setting,
-        "fingerprint": unit.fingerprint,
-        "job": job.id,
-        "score": score,
-        "finished": time.time(),
-        **extra,
-    }
-    write(building / ".record.json", json.dumps(record, indent=2, default=str))
-    sync(building)
-    place = folder.results / unit.key
-    if place.exists():
-        folder.set_aside(unit.key, "replaced by a newer result")
-    building.rename(place)
-    sync(folder.results)
+    for name, (size, digest) in recorded.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size or (thorough and _digest(path) != digest):
+            return False
     return True
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file so that it holds the old text or the new one, never a part."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_output(out: Path, task: str) -> tuple[Path, Path, dict[str, Any]] | None:
+    """lm-eval's results file, its samples file and the parsed results, if `out` has all of the task; otherwise None."""
+    for path in sorted(out.rglob("results_*.json"), reverse=True):
+        parsed = read_json(path)
+        if parsed is None or not all(isinstance(_entry(parsed, part, task), dict) for part in ("results", "configs")):
+            continue
+        # By the exact name: another task's name may begin like this one's.
+        samples = path.with_name(f"samples_{task}_{path.stem.removeprefix('results_')}.jsonl")
+        counts = _entry(parsed, "n-samples", task)
+        documents = counts.get("effective") if isinstance(counts, dict) else None
+        return (path, samples, parsed) if _complete(samples, documents) else None
+    return None
+
+
+def _entry(parsed: dict[str, Any], part: str, task: str) -> Any:
+    """A task's entry in a part of a results file, or None."""
+    entries = parsed.get(part)
+    return entries.get(task) if isinstance(entries, dict) else None
+
+
+def _complete(samples: Path, documents: Any) -> bool:
+    """Whether a samples file has whole lines only, and as many for each document (a line per filter)."""
+    lines = 0
     try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        with open(samples, "rb") as file:
+            for line in file:
+                if not (line.startswith(b"{") and line.endswith(b"}\n")):
+                    return False
+                lines += 1
+    except OSError:
+        return False
+    return lines > 0 and not (isinstance(documents, int) and documents > 0 and lines % documents)
+
+
+def record_unit(folder: Folder, job: Job, unit: Unit, out: Path, extra: dict[str, Any]) -> bool:
+    """Move a finished unit from lm-eval's output to the results, atomically; False if the output is not complete."""
+    found = read_output(out, unit.task)
+    if found is None:
+        return False
+    path, samples, parsed = found
+    place = folder.results / unit.key
+    if place.exists():
+        folder.set_aside(unit.key, "replaced by a newer result")
+    try:
+        with files.new_folder(place) as building:
+            # lm-eval names a folder after the model; a leading dot would hide it from readers.
+            inside = building / (path.parent.name.lstrip(".") if path.parent != out else "")
+            inside.mkdir(exist_ok=True)
+            alone = json.dumps(_only_task(parsed, unit.task), indent=2, ensure_ascii=False)
+            (inside / path.name).write_text(alone, encoding="utf-8", errors="surrogatepass")
+            shutil.copyfile(samples, inside / samples.name)
+            written = (inside / path.name, inside / samples.name)
+            record = {
+                "model": unit.model,
+                "task": unit.task,
+                "setting": unit.setting,
+                "fingerprint": unit.fingerprint,
+                "job": job.id,
+                "score": _numbers(parsed["results"][unit.task]),
+                "finished": time.time(),
+                "files": {str(f.relative_to(building)): [f.stat().st_size, _digest(f)] for f in written},
+                **extra,
+            }
+            (building / ".record.json").write_text(json.dumps(record, indent=2, default=str), encoding="utf-8")
     except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+        raise UserError(f"cannot write {place}: {files.reason(error)}") from error
+    return True
+
+
+def _only_task(parsed: dict[str, Any], task: str) -> dict[str, Any]:
+    """The contents of a results file, with one task only."""
+    entries = {part: _entry(parsed, part, task) for part in _PER_TASK}
+    alone = {**parsed, **{part: {task: entry} for part, entry in entries.items() if entry is not None}}
+    alone["group_subtasks"] = {}
+    alone.pop("groups", None)
+    return alone
+
+
+def _numbers(results: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in results.items() if isinstance(value, (int, float))}
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where there is none or only a part of one."""
+    """A JSON object, or None if there is none or it is damaged."""
     try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        parsed = json.loads(files.read_text(path))
+    except (UserError, ValueError, RecursionError):
         return None
     return parsed if isinstance(parsed, dict) else None
 
 
-def sync(folder: Path) -> None:
-    """Make a rename outlast a power cut; file systems that cannot are left alone."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError:
-        pass
-
-
 def last_lines(log: Path, number: int = 12, since: int = 0) -> list[str]:
-    """The last lines of a log from byte `since` on; a progress bar counts as its last state."""
+    """The last lines of a log from byte `since` on. Of a progress bar, only its last state."""
     try:
         with open(log, "rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(since, size - 65536))
+            file.seek(max(since, size - _LOG_TAIL))
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return []
     lines = [re.split(r"\r", line.rstrip("\r"))[-1].rstrip() for line in text.split("\n")]
-    return [line[:500] for line in lines if line][-number:]
+    return [printable(line[:500]) for line in lines if line][-number:]
+
+
+def printable(text: str) -> str:
+    """`text` without control characters, whose escape sequences could change the terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)

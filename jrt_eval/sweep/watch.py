@@ -1,4 +1,4 @@
-"""What stands where: read from the folder alone, so that `status` sees from any shell what the live table shows."""
+"""The progress of a sweep, read from its folder, so that `status` shows the same from any shell as the live table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PLAIN_EVERY = 60.0  # seconds between lines about jobs that only go on
 
 
 @dataclass(frozen=True)
-class View:
+class JobView:
     """One line of the table. `share` of the job's prompts answered; `rate` in prompts per second."""
 
     job: str
@@ -38,8 +38,8 @@ class View:
     tokens: int | None
 
 
-def snapshot(folder: Folder, jobs: Sequence[Job], *, alive: bool = True) -> list[View]:
-    """The state of every job. `alive`: whether a sweep is running; if not, what says `running` was interrupted."""
+def snapshot(folder: Folder, jobs: Sequence[Job], *, alive: bool = True) -> list[JobView]:
+    """The state of every job. alive: whether a sweep is running; if not, jobs with the status `running` were interrupted."""
     views = []
     for job in jobs:
         status = status_of(folder, job)
@@ -48,7 +48,7 @@ def snapshot(folder: Folder, jobs: Sequence[Job], *, alive: bool = True) -> list
         if done == len(job.units):
             state = "done"
         elif state == "done":
-            state = "waiting"  # what it had done counts no more
+            state = "waiting"  # its results are from other settings, or gone
         elif state == "running" and not alive:
             state = "interrupted"
         bar = _BAR.findall("\n".join(last_lines(folder.job(job) / "log.txt", 3))) if state == "running" else []
@@ -60,7 +60,7 @@ def snapshot(folder: Folder, jobs: Sequence[Job], *, alive: bool = True) -> list
         began = status.get("started")
         ended = time.time() if state == "running" else status.get("updated")
         views.append(
-            View(
+            JobView(
                 job=job.id.rpartition("-")[0],
                 state=state,
                 done=done,
@@ -77,21 +77,21 @@ def snapshot(folder: Folder, jobs: Sequence[Job], *, alive: bool = True) -> list
     return views
 
 
-def summary(views: Sequence[View]) -> str:
+def summary(views: Sequence[JobView]) -> str:
     """One line: units done, jobs by state."""
     states = [view.state for view in views]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     return f"{sum(v.done for v in views)} of {sum(v.units for v in views)} results; jobs: {counts}"
 
 
-def lines(views: Sequence[View]) -> list[str]:
-    """A line per job, for a pipe, a log file, or a terminal without rich."""
+def lines(views: Sequence[JobView]) -> list[str]:
+    """One line per job, for a pipe, a log file, or a terminal without rich."""
     width = max((len(view.job) for view in views), default=0)
     return [_line(view, width) for view in views]
 
 
-def table(views: Sequence[View], title: str, caption: str) -> Table:
-    """The same for a terminal."""
+def table(views: Sequence[JobView], title: str, caption: str) -> Table:
+    """The same as a table for the terminal."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -118,8 +118,8 @@ def table(views: Sequence[View], title: str, caption: str) -> Table:
     return out
 
 
-class Board:
-    """Shows the sweep while it runs: a live table in a terminal with rich, plain lines of what changed elsewhere."""
+class LiveStatus:
+    """Shows a running sweep: as a live table in a terminal with rich, otherwise as a line for each change."""
 
     def __init__(self, folder: Folder, jobs: Sequence[Job], title: str) -> None:
         self._folder, self._jobs, self._title = folder, jobs, title
@@ -128,7 +128,7 @@ class Board:
         self._said: dict[str, tuple[Any, ...]] = {}
         self._quiet_since = self._began
         self._first_share: dict[str, float] | None = None
-        self._unheard = False
+        self._reader_gone = False
         self._live: Any = None
         if sys.stdout.isatty():
             try:
@@ -137,7 +137,7 @@ class Board:
                 return
             self._live = Live(refresh_per_second=2)
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> LiveStatus:
         if self._live is not None:
             self._live.__enter__()
         return self
@@ -148,7 +148,7 @@ class Board:
             self._live.__exit__(*error)
 
     def tick(self, last: bool = False) -> None:
-        """Look again, at most once a second."""
+        """Update what is shown, at most once a second."""
         now = time.monotonic()
         if now - self._last < 1.0 and not last:
             return
@@ -170,15 +170,15 @@ class Board:
             self._say(f"{summary(views)}; {self._time_left(views)}")
 
     def _say(self, line: str) -> None:
-        """A reader that went away (`| head`, a closed terminal) must not end the jobs."""
-        if not self._unheard:
+        """Print, unless the reader is gone (`| head`, a closed terminal), which must not end the jobs."""
+        if not self._reader_gone:
             try:
                 print(line, flush=True)
             except OSError:
-                self._unheard = True
+                self._reader_gone = True
 
-    def _time_left(self, views: Sequence[View]) -> str:
-        """From the share done since we began to look, jobs weighted by their tokens where these are known."""
+    def _time_left(self, views: Sequence[JobView]) -> str:
+        """Speed and time left, from the progress since the start. Jobs are weighted by their tokens, if known."""
         if not any(view.state in ("running", "waiting") for view in views):
             return "nothing left to run"
         if self._first_share is None:
@@ -201,7 +201,7 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _line(view: View, width: int) -> str:
+def _line(view: JobView, width: int) -> str:
     parts = [f"{view.job:<{width}}  {view.state:<11} {view.done}/{view.units} results"]
     if view.state == "running":
         parts.append(f"{view.share:.0%}")

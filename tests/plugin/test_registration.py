@@ -1,9 +1,10 @@
-"""lm_eval knows us by installation alone; each case runs in a fresh interpreter, as users do."""
+"""lm_eval finds our models and tasks as soon as jrt-eval is installed. Each case runs in a fresh interpreter."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,14 +72,42 @@ def test_looking_for_the_module_does_not_use_up_the_hook() -> None:
     assert run_python(code) == "True"
 
 
+SEES_US = (
+    "from lm_eval.api.registry import model_registry as m; from lm_eval.tasks import TaskManager;"
+    "print('jrt' in m, 'jrt_sample' in TaskManager().all_tasks, end=' ');"
+    "import jrt_eval; jrt_eval.register(); jrt_eval.register();"
+    "print('jrt' in m, 'jrt_sample' in TaskManager().all_tasks)"
+)
+
+
 def test_switched_off_by_environment_and_on_by_call() -> None:
-    code = (
-        "from lm_eval.api.registry import model_registry as m; from lm_eval.tasks import TaskManager;"
-        "print('jrt' in m, 'jrt_sample' in TaskManager().all_tasks, end=' ');"
-        "import jrt_eval; jrt_eval.register(); jrt_eval.register();"
-        "print('jrt' in m, 'jrt_sample' in TaskManager().all_tasks)"
-    )
-    assert run_python(code, JRT_EVAL_AUTOLOAD="0") == "False False True True"
+    assert run_python(SEES_US, JRT_EVAL_AUTOLOAD="0") == "False False True True"
+
+
+@pytest.mark.parametrize(
+    ("value", "off"),
+    [("0", True), ("false", True), ("False", True), ("no", True), ("off", True), ("", True), (" ", True), ("1", False), ("yes", False)],
+)  # fmt: skip
+def test_values_that_switch_it_off(value: str, off: bool) -> None:
+    code = "import sys, jrt_eval_autoload as hook; print(hook.switched_off(), hook.Finder not in sys.meta_path)"
+    assert run_python(code, JRT_EVAL_AUTOLOAD=value) == f"{off} {off}"
+
+
+def test_a_missing_hook_module_prints_nothing(tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parents[2] / "jrt_eval_autoload.pth", tmp_path)
+    code = f"import site; site.addsitedir({str(tmp_path)!r}); import sys; print('jrt_eval_autoload' in sys.modules)"
+    # -S: without site-packages, where the module is installed.
+    result = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("False\n", "")
+
+
+def test_the_start_up_line_imports_the_hook(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    for name in ("jrt_eval_autoload.pth", "jrt_eval_autoload.py"):
+        shutil.copy(root / name, tmp_path)
+    code = f"import site; site.addsitedir({str(tmp_path)!r}); import sys; print('jrt_eval_autoload' in sys.modules)"
+    result = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("True\n", "")
 
 
 def test_an_error_in_our_package_does_not_break_lm_eval(tmp_path: Path) -> None:

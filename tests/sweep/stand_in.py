@@ -1,9 +1,9 @@
-"""Stands in for `lm_eval run --config FILE`: the same files in, the same files out, in a twentieth of a second.
+"""A substitute for `lm_eval run --config FILE` with the same input and output files, which takes a twentieth of a second.
 
-What it does beside answering is asked for in the sweep file's `metadata`, per task:
-`trouble: {TASK: crash | oom | killed | hang | silent | cut}`; `fits: N` is the batch size from which `oom` and `killed`
-do not happen; `answers: N` with `delay: S` answers N prompts into a cache, S seconds each, as lm-eval's cache does.
-Every start is a line in `journal`.
+The sweep file's `metadata` asks for more:
+`trouble: {TASK: crash | oom | killed | hang | silent | cut}`. `fits: N` is the largest batch size at which `oom` and `killed`
+do not happen. `answers: N` with `delay: S` writes N answers into a cache as lm-eval does, S seconds each. `model_folder` is the folder
+that lm-eval names after the model. Every start adds a line to `journal`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def answer(cache: Path, prompts: int, delay: float) -> None:
 def results(out: Path, config: dict[str, Any], task: str, kind: str | None) -> None:
     if kind == "silent":  # lm-eval reports a full disk in its log and exits with 0
         return
-    folder = out / "model"
+    folder = out / config.get("metadata", {}).get("model_folder", "model")
     folder.mkdir(parents=True, exist_ok=True)
     date = datetime.now().isoformat().replace(":", "-")
     found = {

@@ -67,6 +67,18 @@ def test_a_killed_worker_and_then_a_killed_sweep_lose_no_answer(toys: Any) -> No
     assert len(toys.starts()) == 3
 
 
+def test_sigterm_ends_the_jobs_and_exits_with_130(toys: Any) -> None:
+    file = toys.file(metadata={"answers": 1000, "delay": 0.1})
+    sweep = toys.spawn(file, engine="ray")
+    (start,) = toys.wait_for(toys.starts, "the job")
+    sweep.send_signal(signal.SIGTERM)
+    out, _ = sweep.communicate(timeout=60)
+    toys.wait_for(lambda: not toys.alive(start["pid"]), "the job ends too")
+    assert sweep.returncode == 130, out
+    assert "SIGTERM" not in out, "a dump by Ray"
+    assert "Traceback" not in out
+
+
 def test_a_cluster_by_its_address(toys: Any, tmp_path: Path) -> None:
     tool = [sys.executable, "-m", "ray.scripts.scripts"]
     head = ["start", "--head", "--port=0", "--num-cpus=2", "--include-dashboard=false", "--block"]

@@ -149,7 +149,7 @@ def test_a_broken_task_costs_only_itself(toys: Any, capsys: pytest.CaptureFixtur
     said = capsys.readouterr().out
     assert "toy_b: RuntimeError: this task is broken (exit status 1)" in said
     assert "| RuntimeError: this task is broken" in said, "the log's last lines"
-    # mended, it alone runs
+    # Repaired, it alone runs.
     assert go(toys, models=two, settings=[{"models": ["first"]}, {"models": ["second"]}]) == 0
 
 
@@ -183,7 +183,7 @@ def test_a_job_that_hangs_is_ended_with_all_its_processes_and_the_rest_goes_on(t
     ]
     # One CPU: the second job gets its turn only when the first has been ended.
     assert go(toys, models=two, settings=settings, engine=LocalEngine(cpus=1)) == 1
-    assert "time limit of 3 s" in toys.status()["error"]
+    assert "its time limit of 3 s" in toys.status()["error"]
     assert toys.there() == {key.replace("first", "second") for key in ALL}
     assert not _marked(toys.out)
 
@@ -191,7 +191,7 @@ def test_a_job_that_hangs_is_ended_with_all_its_processes_and_the_rest_goes_on(t
 def test_lm_eval_that_ends_well_without_results_is_a_failure(toys: Any) -> None:
     assert go(toys, metadata={"trouble": {"toy_b": "silent", "toy_c": "cut"}}) == 1
     assert toys.there() == {"first__toy_a"}
-    assert "left no results" in toys.status()["errors"]["toy_c"]
+    assert "left no complete results" in toys.status()["errors"]["toy_c"]
 
 
 def test_kill_nine_of_the_sweep_takes_the_jobs_along_and_loses_no_answer(toys: Any) -> None:
@@ -233,12 +233,56 @@ def test_what_outlived_a_killed_sweep_is_ended_by_the_next(toys: Any) -> None:
 def test_a_half_built_result_is_no_result(toys: Any) -> None:
     go(toys, tasks=["toy_a"])
     results = toys.out / "results"
-    shutil.copytree(results / "first__toy_a", results / ".new-first__toy_b")
+    shutil.copytree(results / "first__toy_a", results / ".unfinished-first__toy_b-1-a")
     (results / "first__toy_a" / ".record.json").write_text('{"model": "fir')
     assert go(toys) == 0
     assert toys.there() == ALL
-    assert not list(results.glob(".new-*"))
+    assert not list(results.glob(".unfinished-*"))
     assert toys.starts()[1]["tasks"] == ["toy_a", "toy_b", "toy_c"]
+
+
+def test_a_task_whose_name_begins_another_ones(toys: Any) -> None:
+    names = ["toy", "toy_2hop", "toy_2", "toy_2026-01-01"]
+    for name in names:
+        text = (toys.folder / "tasks" / "toy_a.yaml").read_text().replace("toy_a", name)
+        (toys.folder / "tasks" / f"{name}.yaml").write_text(text)
+    assert go(toys, tasks=names) == 0
+    assert toys.there() == {f"first__{name}" for name in names}
+    for name in names:
+        (samples,) = (toys.out / "results" / f"first__{name}").rglob("samples_*.jsonl")
+        assert samples.name.startswith(f"samples_{name}_20")
+    assert go(toys, tasks=names) == 0
+    assert len(toys.starts()) == 1, "nothing that was finished ran again"
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def _flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, _truncate, _flip_a_bit], ids=["gone", "truncated", "changed"])
+@pytest.mark.parametrize("pattern", ["samples_*.jsonl", "results_*.json"])
+def test_a_damaged_result_counts_as_not_done(toys: Any, damage: Any, pattern: str) -> None:
+    go(toys)
+    (file,) = (toys.out / "results" / "first__toy_b").rglob(pattern)
+    damage(file)
+    assert go(toys) == 0
+    assert [start["tasks"] for start in toys.starts()] == [["toy_a", "toy_b", "toy_c"], ["toy_b"]]
+    assert toys.there() == ALL
+    assert [path.name.partition(".")[0] for path in (toys.out / "set_aside").iterdir()] == ["first__toy_b"]
+
+
+def test_a_model_with_a_dot_in_front_is_visible_to_collect(toys: Any) -> None:
+    from jrt_eval import load_results
+
+    models = [{"name": ".mb", "type": "dummy", "args": {"pretrained": "a/mb"}}]
+    assert go(toys, models=models, metadata={"model_folder": ".mb"}) == 0
+    assert len(load_results(toys.out).scores["task"].unique()) == 3
 
 
 def test_two_sweeps_on_one_folder_refuse_each_other(toys: Any) -> None:
@@ -258,7 +302,7 @@ def test_two_sweeps_on_one_folder_refuse_each_other(toys: Any) -> None:
 
 def test_a_folder_of_another_sweep_is_refused(toys: Any) -> None:
     go(toys)
-    with pytest.raises(UserError, match="holds the sweep 'toys', not 'other'"):
+    with pytest.raises(UserError, match="contains the sweep 'toys', not 'other'"):
         go(toys, name="other")
     assert toys.there() == ALL
 

@@ -1,4 +1,4 @@
-"""Sweep files: what is refused, and what those that come along say, against the paper's own tables."""
+"""Sweep files: what is refused, and that the bundled ones run what the paper ran."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 from jrt_eval.errors import UserError
 from jrt_eval.sweep import estimate, spec
 from jrt_eval.sweep.catalogue import Catalogue, check_model_types
+from jrt_eval.sweep.checkpoints import CHECKPOINTS
 from jrt_eval.sweep.plan import make_plan, slug
-from jrt_eval.sweep.run import CHECKPOINTS, plan, run_sweep
+from jrt_eval.sweep.run import plan, run_sweep
 
 
 @pytest.mark.parametrize(
@@ -27,16 +28,16 @@ from jrt_eval.sweep.run import CHECKPOINTS, plan, run_sweep
         ({"models": [{"name": "a", "type": "dummy", "resources": {"gpu": 1}}]}, r"'gpu'.*did you mean 'gpus'"),
         ({"tasks": []}, "names no tasks"),
         ({"settings": [{"models": ["frist"]}]}, r"no model 'frist' under 'models' \(did you mean 'first'\?\)"),
-        ({"settings": [{"limit": 1}, {"limit": 2}]}, "twice: give each a 'name' of its own"),
+        ({"settings": [{"limit": 1}, {"limit": 2}]}, "twice: give each its own 'name'"),
         ({"context_length": "long"}, "must be a number of tokens, or null"),
         ({"batch_size": "large"}, "'batch_size' in toys.yaml must be a number, 'auto' or 'auto:N'"),
         ({"limit": 0}, "'limit' in toys.yaml must be"),
-        ({"num_fewshot": -1}, "'num_fewshot' in toys.yaml must be a whole number"),
+        ({"num_fewshot": -1}, "'num_fewshot' in toys.yaml must be a whole number of at least 0"),
         ({"time_limit": "soon"}, "write it as '12h', '1h30m' or '90s'"),
         ({"resources": {"gpus": 1.5}}, "a fraction below 1, or a whole number"),
         ({"resources": {"memory": "much"}}, "write it as '24GB' or '512MiB'"),
         ({"job": "all"}, "it must be 'model'"),
-        ({"name": "a/b"}, "must be letters, digits"),
+        ({"name": "a/b"}, "must be at most 100 letters, digits"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -59,7 +60,7 @@ def test_a_mistake_in_the_file_is_one_clear_line(toys: Any, change: dict[str, An
             {"models": [{"name": "a", "type": "hf", "args": {"pretrained": "./task"}}]},
             r"no checkpoint folder .*/task \(model 'a' of toys.yaml\) \(did you mean '.*/tasks'\?\)",
         ),
-        ({"include_path": "./nowhere"}, "no folder .*/nowhere to take tasks from"),
+        ({"include_path": "./nowhere"}, "'include_path': no folder .*/nowhere"),
     ],
     ids=["task", "lm-eval's task", "model type", "model folder", "include_path"],
 )
@@ -85,15 +86,15 @@ def test_a_misspelt_hub_checkpoint_where_the_hub_can_be_asked(toys: Any, monkeyp
         plan(toys.sweep(models=models), toys.out)
 
 
-def test_a_file_that_is_not_there_and_one_that_is_no_yaml(tmp_path: Path) -> None:
+def test_a_missing_file_and_one_that_is_not_yaml(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no sweep file 'tabel1_hazy' \(did you mean 'table1_hazy'\?\)"):
         spec.load("tabel1_hazy")
     broken = tmp_path / "broken.yaml"
     broken.write_text("models: [")
-    with pytest.raises(UserError, match="is no YAML: while parsing"):
+    with pytest.raises(UserError, match="not valid YAML: while parsing"):
         spec.load(str(broken))
     broken.write_text("models")
-    with pytest.raises(UserError, match="must hold keys and values"):
+    with pytest.raises(UserError, match="holds keys and values, this one holds 'models'"):
         spec.load(str(broken))
 
 
@@ -123,7 +124,7 @@ def test_set_changes_the_file(toys: Any) -> None:
     sweep = spec.load(str(toys.file()), ["limit=7", "resources.cpus=2", "metadata.data_dir=/data"])
     (setting,) = sweep.settings
     assert (setting.limit, setting.resources.cpus, setting.metadata["data_dir"]) == (7, 2, "/data")
-    with pytest.raises(UserError, match="--set takes key=value"):
+    with pytest.raises(UserError, match="write key=value"):
         spec.load(str(toys.file()), ["limit"])
 
 
@@ -135,6 +136,14 @@ def test_durations(text: object) -> None:
 def test_names_that_look_alike_in_a_path_stay_apart() -> None:
     parts = [("a__b", "c"), ("a", "b__c"), ("a/b", "c"), ("a-b", "c"), ("a", "b", "c"), ("a b", "c")]
     assert len({slug(*names) for names in parts}) == len(parts)
+
+
+@pytest.mark.parametrize("name", [".mb", "..", "a" * 300, "\u00e9" * 200, "a/../../b", "-" * 5, "a\nb"])
+def test_every_name_makes_a_visible_short_file_name(name: str) -> None:
+    for made in (slug(name), slug(name, "512", "jrt_fda"), slug("model", name, "t" * 200)):
+        assert 0 < len(made.encode()) <= 120
+        assert "/" not in made and not made.startswith(".")
+    assert slug(name) != slug(name + "x")
 
 
 def test_no_setting_of_one_model_collides_with_another(toys: Any) -> None:
@@ -174,7 +183,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _cells(name: str) -> set[tuple[str, str, str, object]]:
-    """(model, setting, task, context length) of every unit of a sweep that comes along."""
+    """(model, setting, task, context length) of every unit of a bundled sweep."""
     sweep = spec.load(name)
     catalogue = Catalogue()
     return {
@@ -231,7 +240,7 @@ def test_table4_is_what_the_paper_ran(shared: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(spec.shipped()))
-def test_every_file_that_comes_along_is_whole(name: str) -> None:
+def test_every_bundled_file_is_complete(name: str) -> None:
     sweep = spec.load(name)
     assert sweep.name == name
     assert sweep.description
@@ -245,21 +254,21 @@ def test_every_file_that_comes_along_is_whole(name: str) -> None:
     catalogue = Catalogue()
     for setting in sweep.settings:
         for task in catalogue.expand(setting.tasks, name):
-            assert estimate.load(task, setting.metadata, setting.num_fewshot, None).tokens
+            assert estimate.task_size(task, setting.metadata, setting.num_fewshot, None).tokens
 
 
 def test_estimates_count_rows_windows_both_readings_and_limits(tmp_path: Path) -> None:
-    once = estimate.load("jrt_fda", {"context_length": 1000}, None, None)
-    twice = estimate.load("jrt_fda_twice", {"context_length": 1000}, None, None)
+    once = estimate.task_size("jrt_fda", {"context_length": 1000}, None, None)
+    twice = estimate.task_size("jrt_fda_twice", {"context_length": 1000}, None, None)
     assert once.prompts == twice.prompts == 1102
     assert once.tokens == 1102 * (950 + 15 + 48)
     assert twice.tokens == 1102 * (2 * 950 + 2 * 15 + 48)
-    assert estimate.load("jrt_fda", {"context_length": None}, None, None).tokens == 1102 * (2000 + 15 + 48)
-    assert estimate.load("jrt_fda", {}, None, 10).prompts == 10
-    assert estimate.load("jrt_fda", {}, None, 0.1).prompts == 110
-    assert estimate.load("boolq", {}, 5, None).tokens == 3270 * 2 * 140 * 6
-    assert estimate.load("toy", {}, None, None).tokens is None
+    assert estimate.task_size("jrt_fda", {"context_length": None}, None, None).tokens == 1102 * (2000 + 15 + 48)
+    assert estimate.task_size("jrt_fda", {}, None, 10).prompts == 10
+    assert estimate.task_size("jrt_fda", {}, None, 0.1).prompts == 110
+    assert estimate.task_size("boolq", {}, 5, None).tokens == 3270 * 2 * 140 * 6
+    assert estimate.task_size("toy", {}, None, None).tokens is None
     (tmp_path / "based-fda").mkdir()
     (tmp_path / "based-fda" / "validation.jsonl").write_text('{"text": "' + "a" * 400 + '"}\n' * 1)
-    local = estimate.load("jrt_fda", {"data_dir": str(tmp_path)}, None, None)
+    local = estimate.task_size("jrt_fda", {"data_dir": str(tmp_path)}, None, None)
     assert (local.prompts, local.tokens) == (1, 100 + 15 + 48)

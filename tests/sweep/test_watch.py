@@ -1,4 +1,4 @@
-"""What a sweep shows of itself: plain lines, the table, `status` from another shell, the command line."""
+"""What a sweep shows: plain lines, the table, `status` from another shell, the command line."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from jrt_eval.cli.sweep import sweep as command
+from jrt_eval.errors import UserError
 from jrt_eval.sweep import watch
 from jrt_eval.sweep.run import load_plan, run_sweep
+from jrt_eval.sweep.store import last_lines
 
 JRT_EVAL = (sys.executable, "-c", "from jrt_eval.cli import main; main()", "sweep")
 
@@ -44,14 +46,30 @@ def test_status_of_a_finished_sweep_and_of_no_sweep(toys: Any, tmp_path: Path) -
     assert "3 of 3 results; jobs: 1 done" in seen.output
     lost = subprocess.run([*JRT_EVAL, "status", str(tmp_path)], capture_output=True, text=True)
     assert lost.returncode == 1
-    assert lost.stderr == f"jrt-eval: error: {tmp_path} holds no sweep: no .plan.json in it\n"
+    assert lost.stderr == f"jrt-eval: error: {tmp_path} contains no sweep: it has no .plan.json\n"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"jobs": 3}', '{"jobs": [{"id": 1}]}', '{"jobs": [null]}'])
+def test_status_of_a_damaged_plan(toys: Any, text: str) -> None:
+    toys.out.mkdir()
+    (toys.out / ".plan.json").write_text(text)
+    with pytest.raises(UserError, match="is damaged: run the sweep again"):
+        load_plan(toys.out)
+
+
+def test_escape_sequences_of_a_log_do_not_reach_the_terminal(toys: Any, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_bytes(b"\x1b]0;title\x07one\x1b[31m red\n\x9b31mtwo\r  3%\r100%|#| 4/4\n\xff\n")
+    for line in last_lines(log):
+        assert line.isprintable()
+    assert last_lines(log)[1] == "100%|#| 4/4"
 
 
 def test_plain_lines_when_not_a_terminal(toys: Any, capsys: pytest.CaptureFixture[str]) -> None:
     run_sweep(toys.sweep(), toys.out, command=toys.stand_in)
     out = capsys.readouterr().out
     assert "\x1b" not in out
-    assert "toys: 3 results, 0 there already, 3 to make in 1 jobs" in out
+    assert "toys: 3 results, 0 finished already, 3 to run in 1 jobs" in out
     assert "3 of 3 results; jobs: 1 done" in out
     assert "jrt-eval collect" in out
 
