@@ -18,8 +18,7 @@ from pathlib import Path
 import torch
 
 from jrt_eval.errors import UserError
-from jrt_eval.training.config import load_config
-from jrt_eval.training.trainer import train
+from jrt_eval.training.stages import load_stages, train_stages
 
 ROOT = Path(__file__).parents[1]
 BACKENDS = ("auto", "parallel")
@@ -50,7 +49,7 @@ def run(folder: Path, config: Path, backend: str, steps: int, batch_size: int) -
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    train(load_config(config, settings), progress=False)
+    train_stages(load_stages(config, settings), progress=False)
     peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
     with (folder / backend / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))

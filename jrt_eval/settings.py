@@ -216,7 +216,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return {_convert(arguments[0], k, where): _convert(arguments[1], v, f"{where}: {k}") for k, v in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint is int and isinstance(value, float) and value.is_integer():
+    if hint is int and isinstance(value, float) and value.is_integer() and abs(value) < 2**63:
         return int(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise UserError(f"{where}: expected {_NAMES.get(hint, hint.__name__)}, got {shown(value)}")

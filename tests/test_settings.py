@@ -130,6 +130,7 @@ def test_a_dataclass_from_a_file(tmp_path: Path) -> None:
         ({"name": None}, "here: name: expected text, got None"),
         ({"name": "n", "count": True}, "expected an integer, got True"),
         ({"name": "n", "count": 1.5}, "expected an integer, got 1.5"),
+        ({"name": "n", "count": 1e300}, "expected an integer, got 1e+300"),
         ({"name": "n", "kind": "c"}, "expected one of a, b, got 'c'"),
         ({"name": "n", "kind": ["a"]}, "expected one of a, b"),
         ({"name": "n", "inner": {"rate": "x"}}, "here: inner: rate: expected a number, got 'x'"),

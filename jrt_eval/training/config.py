@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from jrt_eval.data.config import Data
 from jrt_eval.data.synthetic import options_of
 from jrt_eval.errors import UserError
-from jrt_eval.settings import load
 
 # Upper limits of a model's sizes, far above any real one: a typing error must not fill the memory.
 _LARGEST_SIZES = {
@@ -182,6 +180,8 @@ def check_model(model: dict[str, Any]) -> None:
         smallest = 1 if key in _LARGEST_SIZES else 0
         if value is not None and (type(value) is not int or not smallest <= value <= largest):
             raise UserError(f"model.{key}: must be an integer from {smallest} to {largest}, got {value!r}")
+    if "d_model" in model and "n_embd" not in model:
+        _check_mamba(model)
     width, layers = model.get("n_embd") or model.get("d_model") or 1, model.get("n_layer") or 1
     inner = model.get("n_inner") or 4 * width
     estimate = width * (model.get("vocab_size") or 1) + layers * width * (4 * width + 3 * inner)
@@ -194,6 +194,20 @@ def check_model(model: dict[str, Any]) -> None:
         absent = [n for n in chosen if n not in range(layers)]
         if absent:
             raise UserError(f"model.{key}: {absent[0]} is not one of the {layers} layers, which are counted from 0")
+
+
+def _check_mamba(model: dict[str, Any]) -> None:
+    """The keys of the mamba_ssm layout."""
+    missing = [key for key in ("d_model", "n_layer", "vocab_size") if model.get(key) is None]
+    if missing:
+        raise UserError(f"model: a Mamba model needs {', '.join(missing)}")
+    ssm = model.get("ssm_cfg") or {}
+    if not isinstance(ssm, dict):
+        raise UserError(f"model.ssm_cfg: expected keys and values, got {ssm!r}")
+    for key in ("d_state", "d_conv", "expand", "dt_rank"):
+        value = ssm.get(key, 1)
+        if not (key == "dt_rank" and value == "auto") and (type(value) is not int or not 1 <= value <= 4096):
+            raise UserError(f"model.ssm_cfg.{key}: must be an integer from 1 to 4096, got {value!r}")
 
 
 def encoder_length(model: dict[str, Any]) -> int | None:
@@ -214,15 +228,6 @@ def padded_vocabulary(model: dict[str, Any]) -> int | None:
         return None
     multiple = model.get("pad_vocab_size_multiple") or 1
     return -(-int(model["vocab_size"]) // multiple) * multiple
-
-
-def load_config(path: Path, overrides: tuple[str, ...] = ()) -> Config:
-    """Read and check a YAML file; `overrides` are `dotted.key=value` with YAML values."""
-    if not path.is_file():
-        raise UserError(f"no training configuration at {path}; shipped ones are in configs/paper and configs/mini")
-    config = load(Config, path, overrides, "training configuration")
-    config.check()
-    return config
 
 
 def _require(holds: bool, rule: str, value: Any) -> None:

@@ -101,7 +101,7 @@ class MambaLM(nn.Module):
         super().__init__()
         ssm = dict(config.get("ssm_cfg") or {})
         dim, layers = int(config["d_model"]), int(config["n_layer"])
-        multiple = int(config.get("pad_vocab_size_multiple", 1))
+        multiple = int(config.get("pad_vocab_size_multiple") or 1)
         rows = -(-int(config["vocab_size"]) // multiple) * multiple
         rank = ssm.get("dt_rank", "auto")
         rank = -(-dim // 16) if rank == "auto" else int(rank)

@@ -34,6 +34,7 @@ from jrt_eval.training.metrics import MetricsFile, progress_bar, tensorboard_wri
 from jrt_eval.training.objective import LossSums, Trainable, build_model
 from jrt_eval.training.optimizer import learning_rate, make_optimizer
 from jrt_eval.training.stopping import StopRequest
+from jrt_eval.training.validation import tensors, validate
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +180,7 @@ class TrainingRun:
         for number, piece in enumerate(pieces):
             synchronise = number == len(pieces) - 1
             with nullcontext() if synchronise else self.accelerator.no_sync(self.wrapped), self.autocast():
-                sums: LossSums = self.wrapped(**_tensors(batch, piece, self.device))
+                sums: LossSums = self.wrapped(**tensors(batch, piece, self.device))
                 part_ntp, part_mlm = sums.ntp / weight, sums.mlm / masked
                 loss = part_ntp + self.config.objective.mlm_weight * part_mlm
                 # DistributedDataParallel averages over the processes; these are parts of a sum.
@@ -190,33 +191,21 @@ class TrainingRun:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss over the first batches, and the shares of answer tokens and of whole answers that are predicted."""
-        config, rows = self.config, self.validation_rows
+        """Loss and accuracy on the validation rows."""
+        config = self.config
         assert config.validation is not None
-        assert rows is not None
-        size = min(config.micro_batch or config.batch_size, len(rows))
-        plan = Plan(rows, config.validation.lengths, size, self.layout, seed=0)
-        loss = weight = right_tokens = tokens = right_rows = answered = 0.0
-        self.wrapped.eval()
-        for number in range(min(config.validation_batches, plan.per_epoch)):
-            length, indices = plan.batch(number)
-            batch = collate(rows, indices, length, self.layout, None)
-            answers = torch.from_numpy(batch.answers).to(self.device)
-            with self.autocast():
-                sums: LossSums = self.wrapped(**_tensors(batch, np.arange(size), self.device), answers=answers)
-            assert sums.right_tokens is not None
-            assert sums.right_rows is not None
-            loss, weight = loss + float(sums.ntp), weight + float(batch.weights.sum())
-            right_tokens, tokens = right_tokens + float(sums.right_tokens), tokens + float(batch.answers.sum())
-            right_rows, answered = right_rows + float(sums.right_rows), answered + float(batch.answers.any(1).sum())
-        self.wrapped.train()
-        return {
-            "loss": loss / max(weight, 1e-8),
-            "answer_tokens": right_tokens / max(tokens, 1),
-            "answers": right_rows / max(answered, 1),
-        }
+        assert self.validation_rows is not None
+        return validate(
+            self.wrapped,
+            self.validation_rows,
+            config.validation.lengths,
+            self.layout,
+            self.device,
+            batch_size=config.micro_batch or config.batch_size,
+            batches=config.validation_batches,
+            autocast=self.autocast(),
+        )
 
     def check_finite(self, step: int, loss: Tensor) -> None:
         """Raise `UserError` unless the loss, the weights and the optimiser state are finite after `step`."""
@@ -354,12 +343,6 @@ def layout_of(config: Config) -> Layout:
         mask_probability=objective.mask_probability,
         mask_token=objective.mask_token_id,
     )
-
-
-def _tensors(batch: Batch, rows: Any, device: torch.device) -> dict[str, Tensor]:
-    """The arguments of `Trainable.forward` for some rows of a batch."""
-    names = ("inputs", "labels", "weights", "masked", "left_pads", "encoder_lengths")
-    return {name: torch.from_numpy(getattr(batch, name)[rows]).to(device, non_blocking=True) for name in names}
 
 
 def _ahead(make: Callable[[int], Batch], steps: Iterable[int], depth: int = 3) -> Iterator[tuple[int, Batch]]:
