@@ -6,11 +6,11 @@ PyTorch backward pass, and `parallel`, the form that training takes elsewhere. U
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 
 import torch
 
+from jrt_eval.bench.timing import medians
 from jrt_eval.errors import UserError
 from jrt_eval.training import parallel
 
@@ -24,16 +24,7 @@ POINTS = [(8, 2048), (1, 2048), (2, 16384), (16, 8192)]
 
 
 def milliseconds(call: Callable[[], object], rounds: int = 5) -> float:
-    call()
-    times = []
-    for _ in range(rounds):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
+    return 1e3 * medians({"": call}, rounds, device=torch.device("cuda"))[""]
 
 
 def point(batch: int, length: int) -> str:

@@ -31,9 +31,12 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import torch
 
+from jrt_eval.bench.configs import llama_config, released_config, tiny_config
+from jrt_eval.bench.timing import CPU, medians, synchronize
+
 PEAK = 989e12  # dense bfloat16 of an H100 or H200, by the datasheet
 NEW = 48  # tokens that a task generates
-PACKAGE = "based.models.mixers."
+CUDA = torch.device("cuda")
 START = time.perf_counter()
 
 
@@ -45,42 +48,7 @@ def say(*words: Any) -> None:
 
 
 def jrt_config(shape: str) -> dict[str, Any]:
-    """JRT-1B-50B's config, or the same made small."""
-    tiny = shape == "tiny"
-    layers = [1] if tiny else [1, 6, 11, 16, 21, 27, 33]
-    heads = 4 if tiny else 16
-    return {
-        "vocab_size": 50257, "n_positions": 0, "max_position_embeddings": 0, "activation_function": "swiglu",
-        "rms_norm": True, "residual_in_fp32": True, "tie_word_embeddings": True, "special_initializer": True,
-        "mlp_fc1_bias": False, "mlp_fc2_bias": False, "out_proj_bias": False, "qkv_proj_bias": False,
-        "pad_vocab_size_multiple": 8, "rotary_emb_fraction": 1,
-        "n_head": heads, "n_embd": 64 if tiny else 1792, "n_layer": 3 if tiny else 36, "n_inner": 128 if tiny else 3584,
-        "mixer": {"_target_": PACKAGE + "convolution.BaseConv", "expand_proj": 4},
-        "alt_mixer": {
-            "_target_": PACKAGE + "prefix_linear_attention.PrefixLinearAttention",
-            "enc_length": 64 if tiny else 1024, "feature_dim": 16, "num_heads": heads,
-        },
-        "alt_mixer_layers": layers,
-        "alt_mixer_2": {"_target_": PACKAGE + "slide_attention.SlidingAttention", "window_size": 256, "num_heads": heads},
-        "alt_mixer_2_layers": [i + 1 for i in layers],
-    }  # fmt: skip
-
-
-def llama_config(shape: str) -> Any:
-    from transformers import LlamaConfig
-
-    tiny = shape == "tiny"
-    return LlamaConfig(
-        vocab_size=50264,
-        hidden_size=64 if tiny else 2048,
-        intermediate_size=128 if tiny else 5888,  # 1,374M parameters in all, as JRT-1B has 1,375M
-        num_hidden_layers=3 if tiny else 24,
-        num_attention_heads=4 if tiny else 16,
-        tie_word_embeddings=True,
-        max_position_embeddings=16384,
-        bos_token_id=50256,
-        eos_token_id=50256,
-    )
+    return tiny_config() if shape == "tiny" else released_config("jrt-1b")
 
 
 def make(args: argparse.Namespace, results: dict[str, Any]) -> None:
@@ -109,28 +77,15 @@ def make(args: argparse.Namespace, results: dict[str, Any]) -> None:
 # --- measuring
 
 
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def seconds(call: Callable[[], Any], rounds: int, warm: int = 1) -> float:
-    """Median, after `warm` calls that are not counted."""
-    times = []
-    for turn in range(warm + rounds):
-        synchronize()
-        start = time.perf_counter()
-        call()
-        synchronize()
-        if turn >= warm:
-            times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def seconds(call: Callable[[], Any], rounds: int) -> float:
+    """The median, after one call that does not count."""
+    return medians({"": call}, rounds, device=CUDA if torch.cuda.is_available() else CPU)[""]
 
 
 def matrix_rate() -> float:
     """What a large bfloat16 product reaches on this device, in FLOP/s."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    return 2 * 8192**3 / seconds(lambda: a @ b, 9, 3)
+    return 2 * 8192**3 / seconds(lambda: a @ b, 9)
 
 
 def flops_per_token(name: str, shape: str, parameters: int, length: int) -> float:
@@ -143,7 +98,7 @@ def flops_per_token(name: str, shape: str, parameters: int, length: int) -> floa
     weights = parameters - 50264 * config["n_embd"]
     layers, dim = len(config["alt_mixer_layers"]), config["n_embd"]
     linear = layers * (6 * 153 * dim + 2 * 64 * (dim + 16 * config["n_head"]))  # state twice, encoder once, chunks
-    window = layers * 4 * 129 * dim
+    window = layers * 4 * (config["alt_mixer_2"]["window_size"] // 2 + 1) * dim
     return 2 * weights + linear + window
 
 
@@ -274,10 +229,10 @@ def through_lm_eval(args: argparse.Namespace, results: dict[str, Any]) -> None:
                 original = type(lm).generate_until
 
                 def timed(*a: Any, **k: Any) -> Any:
-                    synchronize()
+                    synchronize(CUDA if torch.cuda.is_available() else CPU)
                     start = time.perf_counter()
                     answer = original(lm, *a, **k)
-                    synchronize()
+                    synchronize(CUDA if torch.cuda.is_available() else CPU)
                     spent.append((time.perf_counter() - start, len(answer)))
                     return answer
 
@@ -354,7 +309,7 @@ def profile(args: argparse.Namespace, results: dict[str, Any]) -> None:
         ):
             with profiler(activities=kinds) as seen:
                 call()
-                synchronize()
+                synchronize(CUDA if torch.cuda.is_available() else CPU)
             cost = {
                 e.key: (float(e.self_device_time_total if cuda else e.self_cpu_time_total), e.count)
                 for e in seen.key_averages()

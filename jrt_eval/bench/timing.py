@@ -1,4 +1,4 @@
-"""Medians of interleaved runs, so that a slow moment of the machine falls on every candidate alike."""
+"""Times calls in turn, so that other load on the machine affects all candidates alike, and reports medians."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+
+CPU = torch.device("cpu")
 
 
 def synchronize(device: torch.device) -> None:
@@ -35,10 +37,10 @@ def timings(
     fewest: int = 3,
     seconds: float = 2.0,
 ) -> dict[str, Timing]:
-    """How long one call of each candidate takes.
+    """Seconds of one call of each candidate.
 
-    Every round times each candidate once, in an order of its own (a GPU that a long product has heated runs slower), short ones
-    several calls at a time; at most about `seconds` per candidate, and never fewer than `fewest` rounds.
+    Every round times each candidate once, in a random order (a GPU is slower after a long product has heated it). A short candidate is
+    called several times in a row. Each candidate takes about `seconds` at most, but at least `fewest` rounds.
     """
     calls: dict[str, int] = {}
     for name, run in candidates.items():
@@ -64,8 +66,30 @@ def timings(
     return {name: Timing(statistics.median(each), min(each), max(each)) for name, each in taken.items()}
 
 
+def medians(
+    candidates: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+    device: torch.device = CPU,
+) -> dict[str, float]:
+    """Median seconds of each candidate over `rounds` calls in turn, after one round that does not count.
+
+    clock: `time.process_time` measures the processor time of this process, which other processes disturb less.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(rounds + 1):
+        for name, run in candidates.items():
+            synchronize(device)
+            start = clock()
+            run()
+            synchronize(device)
+            if turn > 0:
+                taken[name].append(clock() - start)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
 class Matmul:
-    """A square product of matrices: a candidate beside the operators, whose time gives this machine's rate."""
+    """A square matrix product: a candidate whose time gives the FLOP/s of this machine."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype = torch.float32, size: int = 2048) -> None:
         self.a, self.b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -80,7 +104,7 @@ class Matmul:
 
 
 class Copy:
-    """A copy of so many bytes: a candidate whose time gives the device's memory bandwidth."""
+    """A copy of `size` bytes: a candidate whose time gives the memory bandwidth of the device."""
 
     def __init__(self, device: torch.device, size: int) -> None:
         self.x = torch.zeros(size, device=device, dtype=torch.uint8)
@@ -96,8 +120,10 @@ class Copy:
 
 
 def keep_memory() -> bool:
-    """Make glibc's allocator keep what is freed. Without it PyTorch's large temporaries are mapped and unmapped on every
-    call, and its forms are up to 4 times slower: comparisons should be with the better setting. True where it took.
+    """Make glibc's allocator keep freed memory. Returns whether it did.
+
+    Otherwise PyTorch's large temporaries are mapped and unmapped on every call, which makes its forms up to 4 times slower; a comparison
+    should use the better setting.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -10,9 +10,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from jrt_eval.bench import alternatives, model, timing
+from jrt_eval.bench import alternatives, configs, timing
 from jrt_eval.bench import kernels as measured
 from jrt_eval.cli.bench import bench
+from jrt_eval.errors import UserError
 from jrt_eval.kernels import taylor_linear_attention
 
 
@@ -38,6 +39,30 @@ def test_what_would_take_too_long_or_too_much_memory_is_left_out() -> None:
     assert measured._too_much("scores", True, shape, 2048, {"scores": (1024, 1.1)})
     assert not measured._too_much("linear", False, shape, 2048, {"linear": (1024, 1.9)})
     assert measured._too_much("linear", False, shape, 2048, {"scores": (1024, 0.1)})
+
+
+@pytest.mark.parametrize("name", ["jrt-360m", "jrt-1b", "based-360m", "based-1b"])
+def test_released_configs_have_the_window_of_the_checkpoints(name: str) -> None:
+    config = configs.released_config(name)
+    assert config["alt_mixer_2"]["window_size"] == 256
+    assert config["n_embd"] == (1792 if name.endswith("1b") else 1024)
+    assert [layer + 1 for layer in config["alt_mixer_layers"]] == config["alt_mixer_2_layers"]
+
+
+def test_fewer_layers_and_unknown_names() -> None:
+    config = configs.released_config("jrt-360m", 7)
+    assert (config["n_layer"], config["alt_mixer_layers"], config["alt_mixer_2_layers"]) == (7, [1, 6], [2])
+    assert configs.released_config("jrt-360m", 100) == configs.released_config("jrt-360m")
+    with pytest.raises(UserError, match=r"no model config 'jrt-36m' \(did you mean 'jrt-360m'"):
+        configs.released_config("jrt-36m")
+
+
+def test_medians_take_turns_and_leave_out_the_first_round() -> None:
+    seen: list[str] = []
+    ticks = iter(range(1000))
+    found = timing.medians({name: (lambda name=name: seen.append(name)) for name in "ab"}, 3, lambda: next(ticks))
+    assert seen == list("ab" * 4)
+    assert found == {"a": 1, "b": 1}
 
 
 def test_every_round_times_every_candidate() -> None:
@@ -80,8 +105,9 @@ def test_the_command_prints_and_writes_what_it_measured(tmp_path: Path, monkeypa
 
 
 def test_the_model_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for key, value in {"n_embd": 64, "n_inner": 64, "vocab_size": 100}.items():
-        monkeypatch.setitem(model.JRT_360M, key, value)
+    small = {"n_embd": 64, "n_inner": 64, "vocab_size": 100}
+    released = configs.released_config
+    monkeypatch.setattr(configs, "released_config", lambda *arguments: released(*arguments) | small)
     arguments = ["model", "--length", "40", "--steps", "1", "--rounds", "1", "--layers", "3", "--output", str(tmp_path)]
     result = CliRunner().invoke(bench, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
