@@ -1,7 +1,7 @@
-# make demo   run lm_eval on read-twice tasks and show the result as a table   (DATA_DIR=... for real documents)
+# make demo   run lm_eval on read-twice tasks and show the result as a table and a plot   (DATA_DIR=... for real documents)
 # make test   run the tests   (TESTS=tests/kernels for some of them, JOBS=8 for more processes)
 # make lint   ruff and mypy
-# Each sets up what it needs in .venv first.
+# Each first sets up what it needs in .venv. Without a C++ compiler, jrt-eval is installed without kernels.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -23,12 +23,22 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/python .ci/typecheck.py
 
-$(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "jrt-eval needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+# The first C++ compiler that compiles C++17, or nothing.
+CXX17 = $$(for each in $$CXX c++ g++ clang++; do \
+  echo 'int main() {}' | $$each -std=c++17 -x c++ -o /dev/null - >/dev/null 2>&1 && echo $$each && break; done)
+
+$(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -type f)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null || \
+	  { echo "jrt-eval needs Python 3.10 to 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo missing). Run: make PYTHON=python3.12 $(or $(MAKECMDGOALS),demo)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) has no venv module. Run: apt-get install python3-venv (Debian, Ubuntu), or make PYTHON=... with another Python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	@if [ -z "$(CXX17)" ]; then \
+	  echo "no C++ compiler: jrt-eval is installed without kernels, and PyTorch computes everything (for kernels: apt-get install g++, then make clean)"; \
+	  export JRT_EVAL_PURE=1; \
+	fi; \
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
