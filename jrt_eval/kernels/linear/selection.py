@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 PRODUCTS = ("torch", "onednn", "packed")
 SETTINGS = ("auto", "torch", "packed")
 ROWS = (1, 8, 64)  # tokens of one call: a decode step of one row and of a batch, and a prefill
-ROUNDS = 7
-BUDGET = 0.06  # seconds for one shape, once each product has been timed twice
+ROUNDS = (5, 15)  # timed runs of each product: at least, and at most while they take less than
+BUDGET = 0.02  # seconds for one number of rows
+LARGEST = 2**23  # elements of a weight that are timed: the first rows represent all of a vocabulary
 MARGIN = 0.97  # another product than F.linear must take less than this share of its time
 
 # product -> seconds for each entry of ROWS
@@ -103,7 +104,21 @@ def fastest(times: Times, shared: bool = False) -> str:
 
 @torch.inference_mode()
 def measure(weight: Tensor) -> Times:
-    """Seconds that each product takes with `weight` (out, in), for each number of rows: the least of interleaved runs."""
+    """Seconds that each product takes with `weight` (out, in), for each of ROWS: the least of interleaved runs.
+
+    One thread runs, and the least time counts: on a busy machine the threads of a pool wait for each other, and that would
+    decide more than the products do.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _measure(weight)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure(weight: Tensor) -> Times:
+    weight = weight[: max(1, LARGEST // weight.shape[1])]
     packed = pack(weight)
     products: dict[str, Callable[[Tensor], Tensor]] = {
         "torch": lambda x: F.linear(x, weight),
@@ -115,13 +130,13 @@ def measure(weight: Tensor) -> Times:
         x = torch.ones(rows, weight.shape[1], dtype=weight.dtype)
         least = dict.fromkeys(products, math.inf)
         start = time.perf_counter()
-        for number in range(ROUNDS + 1):
+        for number in range(ROUNDS[1] + 1):
             for product, run in products.items():
                 begin = time.perf_counter()
                 run(x)
                 if number:  # the first run sets up oneDNN's kernel
                     least[product] = min(least[product], time.perf_counter() - begin)
-            if number >= 2 and time.perf_counter() - start > BUDGET / len(ROWS):
+            if number >= ROUNDS[0] and time.perf_counter() - start > BUDGET:
                 break
         for product, seconds in least.items():
             times[product].append(seconds)
@@ -156,9 +171,8 @@ def processor() -> str:
 
 
 def machine() -> str:
-    """What all times depend on: the processor, the number of threads, and PyTorch's version."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{processor()} ({capability}), {torch.get_num_threads()} threads, torch {torch.__version__}"
+    """What all times depend on: the processor and PyTorch's version."""
+    return f"{processor()} ({torch.backends.cpu.get_cpu_capability()}), torch {torch.__version__}"
 
 
 def cached_times() -> dict[str, Times]:
