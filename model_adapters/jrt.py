@@ -22,6 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from jrt_eval.errors import UserError, nearest
+from jrt_eval.kernels import linear
 from jrt_eval.models.auto import load_model
 from jrt_eval.models.context import context_length
 from jrt_eval.models.interface import LanguageModel
@@ -39,7 +40,7 @@ _CPU_TOKENS = 8192  # batch_size=auto off the GPU: so many tokens at once, where
 _ARGUMENTS = [
     "pretrained", "checkpoint_name", "revision", "tokenizer", "dtype", "mixed_precision_dtype", "device",
     "batch_size", "max_batch_size", "max_length", "max_gen_toks", "arch", "backend", "short_prompt",
-    "trust_remote_code", "add_bos_token", "prefix_token_id", "cuda_graphs",
+    "trust_remote_code", "add_bos_token", "prefix_token_id", "cuda_graphs", "cpu_linear",
 ]  # fmt: skip
 
 
@@ -71,7 +72,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
     (the published numbers: float32 weights, bfloat16 autocast). max_length: tokens of context and continuation
     together. short_prompt: what JRT-RNN does with a prompt shorter than its encoder: left_pad, read_twice or iterate.
     backend: kernels to use. arch: overrides the family that config.json says. cuda_graphs: decode JRT and Based models
-    through CUDA graphs, on a GPU.
+    through CUDA graphs, on a GPU. cpu_linear: the product of linear layers on a CPU (auto, torch or packed).
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         add_bos_token: bool | str | None = None,
         prefix_token_id: int | str | None = None,
         cuda_graphs: bool | str = True,
+        cpu_linear: str = "auto",
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -135,6 +137,8 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
                 revision=self.revision,
                 trust_remote_code=trust,
                 cuda_graphs=_flag("cuda_graphs", cuda_graphs),
+                # autocast decides about the dtype of each product, so it has to be PyTorch's
+                cpu_linear="torch" if self.mixed_precision_dtype and cpu_linear == "auto" else cpu_linear,
             )
         self._model = model
         self.pretrained = pretrained if isinstance(pretrained, str) else model.source
@@ -305,6 +309,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
             "model_max_length": self.max_length,
             "model_encoder_length": model.enc_length,
             "model_short_prompt": self.short_prompt if model.enc_length else None,
+            "model_cpu_linear": linear.products(model),  # type: ignore[arg-type]
             "model_tokenizer": str(self.tokenizer.name_or_path),
         }
 

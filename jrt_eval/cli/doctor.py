@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
@@ -85,6 +86,22 @@ def _cuda_kernels() -> Finding:
     return Finding("cuda kernels", compiled.cuda_missing is None, text, fix)
 
 
+def _cpu_linear() -> Finding:
+    import torch
+
+    from jrt_eval.kernels import linear
+
+    dtypes = [d for d in (torch.float32, torch.bfloat16) if linear.available(d)]
+    if not dtypes:
+        return Finding("cpu linear", False, "this PyTorch has no oneDNN: linear layers use F.linear")
+    names = " and ".join(str(d).removeprefix("torch.") for d in dtypes)
+    fastest = Counter(linear.fastest(times) for times in linear.cached_times().values())
+    if not fastest:
+        return Finding("cpu linear", True, f"oneDNN in {names}; nothing is measured on this machine yet")
+    counts = ", ".join(f"{product} {fastest[product]}" for product in linear.PRODUCTS if fastest[product])
+    return Finding("cpu linear", True, f"oneDNN in {names}; fastest product by shape: {counts} ({linear.cache_file()})")
+
+
 def _devices() -> list[Finding]:
     try:
         import torch
@@ -133,6 +150,7 @@ def examine() -> list[Finding]:
         *_lm_eval(),
         _kernels(),
         _cuda_kernels(),
+        _cpu_linear(),
         *_devices(),
         _data(),
         *_optional(),

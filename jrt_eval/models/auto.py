@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import cast
 
 import torch
 
+from jrt_eval.kernels import linear
 from jrt_eval.models.checkpoints import Checkpoint, family_of
 from jrt_eval.models.interface import LanguageModel
 from jrt_eval.models.mamba_ssm import load_mamba
@@ -27,12 +29,15 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     cuda_graphs: bool = True,
+    cpu_linear: str = "torch",
 ) -> LanguageModel:
     """Load a checkpoint by folder or hub id, in evaluation mode.
 
     device: None means cuda if available, else cpu. dtype: "auto" keeps the file's. backend: which kernels to use
     ("auto", "torch", "cpu", "cuda", "fla"). arch: jrt, based, attn, mamba, mamba2, transformers or fla, to override
     what config.json says. cuda_graphs: decode JRT and Based models through CUDA graphs on a GPU.
+    cpu_linear: the product of linear layers on a CPU. "torch" is PyTorch's; "packed" is oneDNN's on packed weights, which
+    `parameters()` lists without their values; "auto" takes the fastest for each shape (`jrt_eval.kernels.linear`).
 
     The module's call takes input_ids (batch, length) and returns an object with `.logits` (batch, length,
     vocabulary), padding rows of the vocabulary included; `.generate(input_ids, max_new_tokens=...)` returns prompt
@@ -56,5 +61,6 @@ def load_model(
         model = load_transformers(
             checkpoint, raw, device=where, dtype=kind, fla=family == "fla", trust_remote_code=trust_remote_code
         )
+    linear.use_fastest(cast(torch.nn.Module, model), cpu_linear)
     model.source, model.revision = checkpoint.name, revision
     return model

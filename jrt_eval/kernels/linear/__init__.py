@@ -20,6 +20,7 @@ from jrt_eval.kernels.linear.selection import (
     cached_times,
     fastest,
     measure,
+    products,
     use_fastest,
 )
 
@@ -34,5 +35,6 @@ __all__ = [
     "cached_times",
     "fastest",
     "measure",
+    "products",
     "use_fastest",
 ]

@@ -55,8 +55,8 @@ def available(dtype: torch.dtype) -> bool:
     return True
 
 
-def use_fastest(model: nn.Module, setting: str = "auto") -> dict[str, int]:
-    """Give every `nn.Linear` of `model` that is on the CPU a product; returns how many layers use which.
+def use_fastest(model: nn.Module, setting: str = "auto") -> None:
+    """Give every `nn.Linear` of `model` that is on the CPU its product.
 
     setting: "auto" takes the fastest of PRODUCTS by measurement, "torch" leaves the model as it is, "packed" packs every
     weight that can be packed. Raises `UserError` for another setting. The model should be in evaluation mode, and no
@@ -67,7 +67,6 @@ def use_fastest(model: nn.Module, setting: str = "auto") -> dict[str, int]:
             f"cpu_linear={setting} is not known, these are: {', '.join(SETTINGS)}" + nearest(setting, list(SETTINGS))
         )
     owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
-    chosen: Counter[str] = Counter()
     known = cached_times() if setting == "auto" else {}
     measured: dict[str, Times] = {}
     for layer in model.modules():
@@ -87,10 +86,19 @@ def use_fastest(model: nn.Module, setting: str = "auto") -> dict[str, int]:
             OneDNNLinear.convert(layer)
         elif product == "packed":
             PackedLinear.convert(layer)
-        chosen[product] += 1
     if measured:
         _remember(measured)
-    return {product: chosen[product] for product in PRODUCTS if chosen[product]}
+
+
+def products(model: nn.Module) -> dict[str, int]:
+    """How many linear layers on the CPU use which product; products without layers are left out."""
+    used: Counter[str] = Counter()
+    for layer in model.modules():
+        if isinstance(layer, PackedLinear):
+            used["packed"] += 1
+        elif isinstance(layer, nn.Linear) and layer.weight.device.type == "cpu":
+            used["onednn" if isinstance(layer, OneDNNLinear) else "torch"] += 1
+    return {product: used[product] for product in PRODUCTS if used[product]}
 
 
 def fastest(times: Times, shared: bool = False) -> str:
@@ -120,18 +128,18 @@ def measure(weight: Tensor) -> Times:
 def _measure(weight: Tensor) -> Times:
     weight = weight[: max(1, LARGEST // weight.shape[1])]
     packed = pack(weight)
-    products: dict[str, Callable[[Tensor], Tensor]] = {
+    runs: dict[str, Callable[[Tensor], Tensor]] = {
         "torch": lambda x: F.linear(x, weight),
         "onednn": lambda x: onednn_linear(x, weight, None),
         "packed": lambda x: onednn_linear(x, packed, None),
     }
-    times: Times = {product: [] for product in products}
+    times: Times = {product: [] for product in runs}
     for rows in ROWS:
         x = torch.ones(rows, weight.shape[1], dtype=weight.dtype)
-        least = dict.fromkeys(products, math.inf)
+        least = dict.fromkeys(runs, math.inf)
         start = time.perf_counter()
         for number in range(ROUNDS[1] + 1):
-            for product, run in products.items():
+            for product, run in runs.items():
                 begin = time.perf_counter()
                 run(x)
                 if number:  # the first run sets up oneDNN's kernel

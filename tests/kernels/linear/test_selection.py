@@ -41,6 +41,11 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+def used(model, setting="auto"):
+    linear.use_fastest(model, setting)
+    return linear.products(model)
+
+
 def pretend(monkeypatch, torch_=1.0, onednn=1.0, packed=1.0):
     """Let every shape measure these seconds; returns the list of measured shapes."""
     seen = []
@@ -58,7 +63,7 @@ def test_packed_packs_what_nobody_shares():
     model = Tied()
     ids = torch.arange(6)[None]
     wanted, count = model(ids), sum(p.numel() for p in model.parameters())
-    assert linear.use_fastest(model, "packed") == {"onednn": 1, "packed": 1}
+    assert used(model, "packed") == {"torch": 1, "onednn": 1, "packed": 1}
     assert type(model.body) is PackedLinear and type(model.head) is OneDNNLinear and type(model.special) is Doubled
     assert model.head.weight is model.embed.weight
     assert torch.allclose(model(ids), wanted, atol=1e-6)
@@ -68,28 +73,28 @@ def test_packed_packs_what_nobody_shares():
 
 def test_torch_leaves_the_model_alone():
     model = Tied()
-    assert linear.use_fastest(model, "torch") == {"torch": 2}
+    assert used(model, "torch") == {"torch": 3}
     assert type(model.body) is nn.Linear and type(model.head) is nn.Linear
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_other_dtypes_stay_with_torch(dtype):
-    assert linear.use_fastest(Tied(dtype), "packed") == {"torch": 2}
+    assert used(Tied(dtype), "packed") == {"torch": 3}
 
 
 def test_auto_takes_the_fastest(monkeypatch):
     seen = pretend(monkeypatch, packed=0.5, onednn=0.8)
     model = Tied()
-    assert linear.use_fastest(model) == {"onednn": 1, "packed": 1}
+    assert used(model) == {"torch": 1, "onednn": 1, "packed": 1}
     assert seen == [(24, 24), (40, 24)]
     model = Tied()
-    assert linear.use_fastest(model) == {"onednn": 1, "packed": 1}
+    assert used(model) == {"torch": 1, "onednn": 1, "packed": 1}
     assert len(seen) == 2  # the second model reads the file
 
 
 def test_auto_stays_with_torch_unless_it_gains(monkeypatch):
     pretend(monkeypatch, packed=0.99, onednn=1.2)
-    assert linear.use_fastest(Tied()) == {"torch": 2}
+    assert used(Tied()) == {"torch": 3}
 
 
 def test_fastest_weighs_all_numbers_of_rows():
@@ -139,4 +144,4 @@ def test_cache_folder_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     pretend(monkeypatch, packed=0.5)
-    assert linear.use_fastest(Tied()) == {"torch": 1, "packed": 1}
+    assert used(Tied()) == {"torch": 2, "packed": 1}
