@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from jrt_eval.models.auto import load_model
 from jrt_eval.models.context import context_length
 from jrt_eval.models.interface import LanguageModel
 from jrt_eval.models.recurrent.model import JRTModel
+from jrt_eval.models.stopping import StopStrings
 from jrt_eval.models.tokenizers import load_tokenizer
 from jrt_eval.models.transformers import TransformersModel
 from jrt_eval.models.weights import as_dtype
@@ -224,9 +226,10 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int | None:
-        """End of text; None where neither tokenizer nor config has one inside the vocabulary."""
+        """The tokenizer's end-of-text token, else the config's; None if neither has one."""
         end = self.tokenizer.eos_token_id
-        return int(end) if end is not None else None
+        ends = self._model.end_tokens if end is None else [end]
+        return int(ends[0]) if ends else None
 
     @property
     def prefix_token_id(self) -> int:
@@ -296,6 +299,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
     def get_model_info(self) -> dict[str, Any]:
         """Facts about the model for the results file's `config` (docs/models.md lists the keys)."""
         model = self._model
+        state = model.state_bytes(self.max_length)
         return {
             "model_num_parameters": model.num_parameters(),
             "model_dtype": str(model.dtype).removeprefix("torch."),
@@ -305,7 +309,12 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
             "model_revision": self.revision or "main",
             "model_sha": "",
             "model_family": model.family,
-            "model_state_bytes": model.state_bytes(self.max_length).total,
+            "model_batching": model.batching.decode,
+            "model_batching_reason": model.batching.reason,
+            "model_state_bytes": state.total,
+            "model_attention_cache_bytes": state.attention,
+            "model_recurrent_state_bytes": state.recurrent,
+            "model_convolution_state_bytes": state.convolution,
             "model_max_length": self.max_length,
             "model_encoder_length": model.enc_length,
             "model_short_prompt": self.short_prompt if model.enc_length else None,
@@ -409,15 +418,17 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
             longest = min(len(prompts[rows[0]]), room)
             stop_ids, texts = self._stops(until)
 
+            stop_test = StopStrings(texts, self.tok_decode, self._token_texts) if texts else None
+
             def run(batch: list[list[int]], limit: int, kwargs: dict[str, Any] = kwargs, stop_ids: list[int] = stop_ids,
-                    texts: list[str] = texts) -> list[list[int]]:  # fmt: skip
+                    stop_test: StopStrings | None = stop_test) -> list[list[int]]:  # fmt: skip
                 with torch.inference_mode(), self._precision():
                     return self._model.continue_prompts(
                         batch,
                         limit,
                         sampling=kwargs,
                         stop_ids=stop_ids,
-                        stop_test=self._stop_test(texts, len(batch)) if texts else None,
+                        stop_test=stop_test,
                         short_prompt=self.short_prompt,
                     )
 
@@ -432,31 +443,23 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         return answers
 
     def _stops(self, until: list[str]) -> tuple[list[int], list[str]]:
-        """Stop tokens (end of text, and stop strings that are special tokens) and the other stop strings."""
-        ids = [] if self.eot_token_id is None else [self.eot_token_id]
+        """Stop tokens (end-of-text tokens, and stop strings that are special tokens) and the other stop strings."""
+        ids = [*self._model.end_tokens] if self.eot_token_id is None else [self.eot_token_id, *self._model.end_tokens]
         special = set(self.tokenizer.all_special_tokens)
         for term in until:
             if term in special:
                 ids.append(int(self.tokenizer.convert_tokens_to_ids(term)))
         return sorted(set(ids)), [term for term in until if term not in special]
 
-    def _stop_test(self, texts: list[str], rows: int) -> Callable[[list[list[int]]], list[bool]]:
-        """Whether each row's text holds a stop string yet. Text, not tokens: a stop string may begin or end inside a
-        token.
-        """
-        done = [False] * rows
-        longest = max(len(term.encode()) for term in texts)
-
-        def test(tokens: list[list[int]]) -> list[bool]:
-            for row, new in enumerate(tokens):
-                if not done[row]:
-                    # A new occurrence ends in the last token; every token holds a byte at least, and four more cover
-                    # a split character.
-                    tail = self.tok_decode(new[-(longest + 4) :])
-                    done[row] = any(term in tail for term in texts)
-            return done
-
-        return test
+    @cached_property
+    def _token_texts(self) -> list[str]:
+        """The text of each token by itself."""
+        texts: list[str] = self.tokenizer.batch_decode(
+            [[token] for token in range(len(self.tokenizer))],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        return texts
 
     def _text(self, tokens: list[int], stop_ids: list[int], texts: list[str]) -> str:
         """The text before the first stop."""
@@ -567,4 +570,4 @@ def _wrapped(model: nn.Module) -> TransformersModel:
         raise UserError(
             f"pretrained is a {type(model).__name__}: give a hub id, a folder, or a model of jrt_eval.load_model"
         )
-    return TransformersModel(model.eval(), str(model.config.model_type), group_by_length=bool(model._is_stateful))
+    return TransformersModel(model.eval())

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-# Takes all rows' new tokens so far and returns which rows have stopped.
-StopTest = Callable[[list[list[int]]], list[bool]]
+from jrt_eval.models.batching import Batching
+
+
+class StopTest(Protocol):
+    """Whether rows have stopped; a function of their tokens alone, so that rows may be any of a batch's."""
+
+    @property
+    def tail(self) -> int:
+        """How many of a row's last tokens suffice to decide."""
+
+    def __call__(self, rows: Sequence[list[int]]) -> list[bool]:
+        """rows: each row's new tokens, or its last `tail` of them -> whether the last token completes a stop."""
 
 
 class StateBytes(NamedTuple):
@@ -59,6 +69,14 @@ class LanguageModel(Protocol):
         """M, the tokens that a JRT encoder reads; 0 for models without an encoder."""
 
     @property
+    def end_tokens(self) -> list[int]:
+        """End-of-text tokens that the checkpoint's config files name."""
+
+    @property
+    def batching(self) -> Batching:
+        """Which rows may share a batch, and why."""
+
+    @property
     def shares_contexts(self) -> bool:
         """Whether `score` reads a context once, however many continuations follow it in a batch."""
 
@@ -92,3 +110,9 @@ class LanguageModel(Protocol):
         """For each pair, log p (n,) of the continuation's n tokens after its context, and whether greedy decoding
         would choose each (n,).
         """
+
+
+def token_ids(value: Any) -> list[int]:
+    """One token id, a list of them, or None, as a list."""
+    given = value if isinstance(value, (list, tuple)) else [value]
+    return [int(token) for token in given if isinstance(token, int) and not isinstance(token, bool) and token >= 0]

@@ -114,4 +114,4 @@ def load_mamba(
     assign(inner, tensors, source=name, device=device, dtype=dtype or kind, optional=lambda key: tied and key == HEAD)
     if tied:
         inner.lm_head.weight = inner.backbone.embeddings.weight
-    return TransformersModel(inner.eval(), config.model_type, raw)
+    return TransformersModel(inner.eval(), raw)

@@ -5,58 +5,53 @@ from __future__ import annotations
 import inspect
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from jrt_eval.errors import UserError
+from jrt_eval.models.batching import Batching, Mode, measure
+from jrt_eval.models.cache_size import cache_bytes
 from jrt_eval.models.checkpoints import Checkpoint
-from jrt_eval.models.interface import StateBytes, StopTest
+from jrt_eval.models.interface import StateBytes, StopTest, token_ids
 from jrt_eval.models.recurrent.generation import right_padded
 from jrt_eval.models.recurrent.model import score_tokens
 from jrt_eval.models.weights import common_dtype, read_tensors
 
 log = logging.getLogger(__name__)
 
-# Recurrent classes that zero a masked token's input before and after the convolution, so that left padding leaves
-# their state at zero. Other stateful models run in groups of equal length.
-_MASKS_PADDING = {"mamba", "mamba2", "falcon_mamba"}
-
 
 class TransformersModel(nn.Module):
-    """A transformers causal LM. raw_config: of its config.json, if that is not in transformers' own form.
-
-    group_by_length: batches hold rows of equal length only, because the class cannot mask padding.
-    """
+    """A transformers causal LM (the methods' contract is `jrt_eval.models.interface.LanguageModel`)."""
 
     shares_contexts = False
 
     def __init__(
-        self, inner: Any, family: str, raw_config: Mapping[str, Any] | None = None, *, group_by_length: bool = False
+        self, inner: Any, raw_config: Mapping[str, Any] | None = None, *, batching: Batching | None = None
     ) -> None:
+        """raw_config: of a config.json that is not in transformers' form. batching: measured now if not given."""
         super().__init__()
         self.inner = inner
-        self._family = family
-        self._raw_config = raw_config
-        self.group_by_length = group_by_length
-        self.source = ""
+        self.source = str(getattr(inner, "name_or_path", "") or "")
         self.revision: str | None = None
+        self._raw_config = raw_config
         self._forward_takes = set(inspect.signature(inner.forward).parameters)
+        self.batching = measure(inner) if batching is None else batching
 
     @property
     def config(self) -> Any:
         return self.inner.config
 
     @property
-    def family(self) -> str:
-        return self._family
-
-    @property
     def raw_config(self) -> Mapping[str, Any]:
         config: Mapping[str, Any] = self.inner.config.to_dict() if self._raw_config is None else self._raw_config
         return config
+
+    @property
+    def family(self) -> str:
+        return str(self.inner.config.model_type)
 
     @property
     def enc_length(self) -> int:
@@ -68,49 +63,41 @@ class TransformersModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.inner.parameters()).dtype  # type: ignore[no-any-return]
+        return self.inner.dtype  # type: ignore[no-any-return]
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the embedding table."""
         return int(self.inner.get_input_embeddings().weight.shape[0])
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """End-of-text tokens of generation_config.json and config.json."""
+        if self._raw_config is not None:
+            return token_ids(self._raw_config.get("eos_token_id"))
+        generation = getattr(self.inner, "generation_config", None)
+        given = [getattr(c, "eos_token_id", None) for c in (generation, self.inner.config)]
+        return sorted({token for ids in given for token in token_ids(ids)})
 
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.inner.parameters())
 
     def state_bytes(self, length: int) -> StateBytes:
-        return StateBytes(recurrent=self.state_size(length))
+        """As `LanguageModel.state_bytes`, measured on short sequences."""
+        return cache_bytes(self.inner, length)
 
-    @torch.no_grad()
     def state_size(self, length: int = 2048) -> int:
-        """Bytes of one sequence's cache after `length` tokens, measured on two short ones (linear in length, or
-        constant).
-        """
-        short, long = 16, 24
-        sizes = []
-        for n in (short, long):
-            ids = torch.zeros(1, n, dtype=torch.int64, device=self.device)
-            out = self.inner(input_ids=ids, use_cache=True)
-            cache = getattr(out, "cache_params", None)
-            sizes.append(_nbytes(cache if cache is not None else getattr(out, "past_key_values", None)))
-        return sizes[0] + (sizes[1] - sizes[0]) * (length - short) // (long - short)
+        """Bytes of one sequence's cache after `length` tokens."""
+        return self.state_bytes(length).total
 
     def forward(self, input_ids: Tensor, **kwargs: Any) -> Any:
         """transformers' own output; `.logits` (batch, length, vocabulary)."""
         return self.inner(input_ids=input_ids, **kwargs)
 
     def generate(self, input_ids: Tensor, max_new_tokens: int = 20, **kwargs: Any) -> Any:
-        """transformers' own `generate`; greedy unless told otherwise."""
+        """transformers' own `generate`; greedy by default."""
         kwargs.setdefault("do_sample", False)
         kwargs.setdefault("attention_mask", torch.ones_like(input_ids))
         return self.inner.generate(input_ids=input_ids, max_new_tokens=max_new_tokens, **kwargs)
-
-    def _groups(self, sizes: Iterable[int]) -> list[list[int]]:
-        """Row numbers that may share a batch."""
-        groups: dict[int, list[int]] = defaultdict(list)
-        for row, size in enumerate(sizes):
-            groups[size if self.group_by_length else 0].append(row)
-        return list(groups.values())
 
     @torch.no_grad()
     def continue_prompts(
@@ -123,13 +110,12 @@ class TransformersModel(nn.Module):
         stop_test: StopTest | None = None,
         short_prompt: str = "left_pad",
     ) -> list[list[int]]:
-        """Each prompt's new tokens, through transformers' `generate` (any of its arguments may stand in `sampling`)."""
+        """As `LanguageModel.continue_prompts`; `sampling` may hold any argument of transformers' `generate`."""
         results: list[list[int]] = [[] for _ in prompts]
-        for rows in self._groups(len(p) for p in prompts):
+        for rows in _groups([len(p) for p in prompts], self.batching.decode):
+            group = [prompts[r] for r in rows]
             for row, tokens in zip(
-                rows,
-                self._continue([prompts[r] for r in rows], max_new_tokens, dict(sampling), stop_ids, stop_test),
-                strict=True,
+                rows, self._continue(group, max_new_tokens, dict(sampling), stop_ids, stop_test), strict=True
             ):
                 results[row] = tokens
         return results
@@ -142,32 +128,24 @@ class TransformersModel(nn.Module):
         stop_ids: list[int],
         stop_test: StopTest | None,
     ) -> list[list[int]]:
-        from transformers import StoppingCriteria, StoppingCriteriaList
+        from transformers import StoppingCriteriaList
 
         width = max(len(p) for p in prompts)
         pad = stop_ids[0] if stop_ids else 0
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
-
-        class Stop(StoppingCriteria):  # type: ignore[misc]
-            def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-                new = input_ids[:, width:].tolist()
-                done = [any(t in stop_ids for t in row) for row in new]
-                if stop_test is not None:
-                    done = [a or b for a, b in zip(done, stop_test([_until(r, stop_ids) for r in new]), strict=True)]
-                return torch.tensor(done, device=input_ids.device)
-
         if not sampling.get("do_sample"):
-            # transformers warns about, and some checkpoints set, sampling arguments that greedy search does not read
+            # transformers warns about sampling arguments, which some checkpoints set, in greedy search
             sampling = {k: v for k, v in sampling.items() if k not in ("temperature", "top_p", "top_k", "min_p")}
             sampling |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if stop_test is not None:
+            sampling["stopping_criteria"] = StoppingCriteriaList([_criterion(stop_test, width)])
         out = self.inner.generate(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
             pad_token_id=pad,
             eos_token_id=stop_ids or None,
-            stopping_criteria=StoppingCriteriaList([Stop()]),
             **sampling,
         )
         return [_until(row, stop_ids) for row in out[:, width:].tolist()]
@@ -176,10 +154,10 @@ class TransformersModel(nn.Module):
     def score(
         self, contexts: list[list[int]], continuations: list[list[int]], *, short_prompt: str = "left_pad"
     ) -> list[tuple[Tensor, Tensor]]:
-        """As `JRTModel.score`; rows are padded on the right, where a causal model's valid tokens cannot see it."""
+        """As `LanguageModel.score`; rows are padded on the right, which a causal model's earlier tokens cannot see."""
         results: list[Any] = [None] * len(contexts)
         whole = [c + t[:-1] for c, t in zip(contexts, continuations, strict=True)]
-        for rows in self._groups(len(w) for w in whole):
+        for rows in _groups([len(w) for w in whole], self.batching.score):
             ids, _ = right_padded([whole[r] for r in rows], self.device)
             first = min(len(contexts[r]) for r in rows) - 1
             kwargs: dict[str, Any] = {"use_cache": False} if "use_cache" in self._forward_takes else {}
@@ -198,29 +176,32 @@ class TransformersModel(nn.Module):
         return results
 
 
+def _groups(lengths: list[int], mode: Mode) -> list[list[int]]:
+    """Row numbers that may share a batch."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for row, length in enumerate(lengths):
+        groups[{"padded": 0, "equal lengths": length, "alone": row}[mode]].append(row)
+    return list(groups.values())
+
+
+def _criterion(stop_test: StopTest, width: int) -> Any:
+    """`stop_test` as a stopping criterion of transformers, which asks after every token."""
+    from transformers import StoppingCriteria
+
+    class Stop(StoppingCriteria):  # type: ignore[misc]
+        def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+            start = max(width, input_ids.shape[1] - stop_test.tail)
+            return torch.tensor(stop_test(input_ids[:, start:].tolist()), device=input_ids.device)
+
+    return Stop()
+
+
 def _until(tokens: list[int], stop_ids: list[int]) -> list[int]:
     """Tokens up to the first stop token, which is kept."""
     for i, token in enumerate(tokens):
         if token in stop_ids:
             return tokens[: i + 1]
     return tokens
-
-
-def _nbytes(cache: Any, seen: set[int] | None = None) -> int:
-    """Bytes of all tensors that a cache object holds."""
-    seen = set() if seen is None else seen
-    if id(cache) in seen:
-        return 0
-    seen.add(id(cache))
-    if isinstance(cache, Tensor):
-        return cache.numel() * cache.element_size()
-    if isinstance(cache, Mapping):
-        return sum(_nbytes(v, seen) for v in cache.values())
-    if isinstance(cache, (list, tuple)):
-        return sum(_nbytes(v, seen) for v in cache)
-    if hasattr(cache, "__dict__") and not isinstance(cache, (type, nn.Module)):
-        return sum(_nbytes(v, seen) for v in vars(cache).values())
-    return 0
 
 
 # --- transformers' own form, and fla
@@ -270,10 +251,7 @@ def load_transformers(
             raise UserError(f"{checkpoint.name}: {key} is {whole[key]}, floating point was expected")
         if not bool(torch.isfinite(value).all()):
             raise UserError(f"{checkpoint.name}: {key} holds NaN or infinite values; the file is damaged")
-    kind = str(inner.config.model_type)
-    stateful = bool(getattr(inner, "_is_stateful", False))
-    group = fla or kind == "rwkv" or (stateful and kind not in _MASKS_PADDING)
-    return TransformersModel(inner.to(device).eval(), kind, group_by_length=group)
+    return TransformersModel(inner.to(device).eval())
 
 
 def _look_into(checkpoint: Checkpoint, *, quantised: bool) -> dict[str, str]:

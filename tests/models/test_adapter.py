@@ -15,6 +15,7 @@ from tiny_models import byte_tokenizer, mamba_layout, spelled, tiny
 
 from jrt_eval.errors import UserError
 from jrt_eval.models import save_pretrained
+from jrt_eval.models.stopping import StopStrings
 
 FAMILIES = ["jrt", "based", "based_decay", "attn", "mamba", "mamba2", "llama", "rwkv"]
 LENGTHS = [1, 2, 9, 24, 25, 130, 700, 3000]
@@ -222,10 +223,19 @@ def test_a_stop_string_that_begins_inside_a_token(shared: Path, tmp_path: Path) 
     save_pretrained(tiny("based", vocab_size=50257), tmp_path)
     lm = JRTLM(str(tmp_path), tokenizer=load_tokenizer(shared / "data" / "gpt2"), device="cpu")
     tokens = lm.tok_encode("It is 1991.\n\nNext") + lm.tok_encode("日本")
-    test = lm._stop_test(["\n\nN", "本"], 1)
+    stops = ["\n\nN", "本"]
+    test = StopStrings(stops, lm.tok_decode, lm._token_texts)
     met = [test([tokens[: i + 1]])[0] for i in range(len(tokens))]
-    first = next(i for i in range(len(tokens)) if "\n\nN" in lm.tok_decode(tokens[: i + 1]))
-    assert met == [i >= first for i in range(len(tokens))]
+    texts = [lm.tok_decode(tokens[: i + 1]) for i in range(len(tokens))]
+    completes = [
+        any(text.count(stop) > before.count(stop) for stop in stops)
+        for before, text in zip(["", *texts], texts, strict=False)
+    ]
+    assert sum(completes) == 2
+    assert all(m for m, c in zip(met, completes, strict=True) if c)
+    assert test([tokens[:2], tokens, []]) == [False, True, False]  # any rows, in any order
+    unrelated = lm.tok_encode(" unrelated")[0]
+    assert not test.may_end(unrelated)
     assert lm._text(tokens, [], ["\n\nN", "本"]) == "It is 1991."
 
 

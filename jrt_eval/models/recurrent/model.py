@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from jrt_eval.errors import UserError
-from jrt_eval.models.interface import StateBytes, StopTest
+from jrt_eval.models.batching import Batching
+from jrt_eval.models.interface import StateBytes, StopTest, token_ids
 from jrt_eval.models.recurrent.config import ModelConfig, parse_config
 from jrt_eval.models.recurrent.generation import Generation, SamplingConfig, generate, right_padded
 from jrt_eval.models.recurrent.graphs import Graphs, Step
@@ -102,6 +103,7 @@ class JRTModel(nn.Module):
     """
 
     shares_contexts = True
+    batching = Batching("padded", "padded", "padding is masked in every layer")
 
     def __init__(self, config: ModelConfig, raw: Mapping[str, Any], *, backend: str = "auto") -> None:
         super().__init__()
@@ -169,6 +171,11 @@ class JRTModel(nn.Module):
     def enc_length(self) -> int:
         """M, the positions that the encoder reads; 0 for models without one."""
         return self.config.enc_length
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """End-of-text tokens of config.json."""
+        return token_ids(self.raw_config.get("eos_token_id"))
 
     def num_parameters(self) -> int:
         """Tied embeddings count once, as in the file."""

@@ -1,0 +1,122 @@
+"""Every recurrent or hybrid class of transformers: a document's result does not depend on the batch it is in.
+
+`tools/tiny_recurrent_models.py` of the shared folder makes a tiny random checkpoint of each class.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from jrt_eval.model_adapters.jrt import JRTLM
+from lm_eval.api.instance import Instance
+
+from jrt_eval.models.cache_size import _cache
+
+TOOL = Path(__file__).parents[3] / "shared" / "tools" / "tiny_recurrent_models.py"
+
+
+def _tool() -> ModuleType | None:
+    if not TOOL.is_file():
+        return None
+    spec = importlib.util.spec_from_file_location("tiny_recurrent_models", TOOL)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TINY = _tool()
+pytestmark = pytest.mark.skipif(TINY is None, reason="no tool for tiny checkpoints beside the checkout")
+CLASSES = list(TINY.SPECS) if TINY is not None else []
+
+# Classes whose padding changes results, in transformers 5.24. All others are padded, and so as fast as `--model hf`.
+NOT_PADDED = {
+    "deepseek_v4": "equal lengths",
+    "minimax": "equal lengths",
+    "recurrent_gemma": "equal lengths",
+    "rwkv": "alone",
+    "xlstm": "equal lengths",
+}
+PROMPTS = [
+    "The eruption of Mount Pinatubo in 1991 was the second-largest of the century.",
+    "Tell me: when",
+    "One two three four five six",
+    "It is said, and",
+]
+CONTEXTS = [("The sky is", " blue and wide"), ("It", " was"), ("A much longer context than the others, so", " there it is"),
+            ("One two three", " four five six")]  # fmt: skip
+NEW = 8
+
+
+def requests(kind: str, arguments: list[tuple[Any, ...]]) -> list[Instance]:
+    return [Instance(kind, {}, a, i) for i, a in enumerate(arguments)]
+
+
+@pytest.fixture(scope="module", params=CLASSES)
+def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> JRTLM:
+    folder = tmp_path_factory.mktemp("tiny") / request.param
+    assert TINY is not None
+    TINY.build(request.param, folder)
+    return JRTLM(str(folder), device="cpu", batch_size=1)
+
+
+def test_batches_do_not_change_results(lm: JRTLM) -> None:
+    """Greedy text with stop strings, log-likelihoods and rolling ones: batch 1 and batch 4."""
+    plain = lm.generate_until(
+        requests("generate_until", [(p, {"until": [], "max_gen_toks": NEW}) for p in PROMPTS]), True
+    )
+    # stop strings that occur: in the middle of the first two rows' own texts
+    until = [text[len(text) // 2 :][:3] for text in plain[:2] if len(text) > 6] + ["\n\n"]
+    results = []
+    for size in (1, 4):
+        lm._batch_size = size
+        asked = requests("generate_until", [(p, {"until": until, "max_gen_toks": NEW}) for p in PROMPTS])
+        results.append(
+            (
+                lm.generate_until(asked, True),
+                lm.loglikelihood(requests("loglikelihood", list(CONTEXTS)), True),
+                lm.loglikelihood_rolling(requests("loglikelihood_rolling", [(p,) for p in PROMPTS]), True),
+            )
+        )
+    (texts, scores, rolling), (texts4, scores4, rolling4) = results
+    assert texts == texts4
+    assert len(set(texts)) == len(texts)
+    assert any(text != whole for text, whole in zip(texts, plain, strict=True))
+    assert [greedy for _, greedy in scores] == [greedy for _, greedy in scores4]
+    torch.testing.assert_close([logp for logp, _ in scores], [logp for logp, _ in scores4], rtol=0, atol=1e-4)
+    torch.testing.assert_close(rolling, rolling4, rtol=0, atol=1e-4)
+
+
+def test_decoding_equals_prefills_without_a_cache(lm: JRTLM) -> None:
+    lm._batch_size = 4
+    texts = lm.generate_until(
+        requests("generate_until", [(p, {"until": [], "max_gen_toks": 5}) for p in PROMPTS[:2]]), True
+    )
+    model: Any = lm.model
+    for prompt, text in zip(PROMPTS, texts, strict=False):
+        tokens = lm.tok_encode(prompt)
+        start = len(tokens)
+        with torch.inference_mode():
+            for _ in range(5):
+                tokens.append(
+                    int(model.inner(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax())
+                )
+        assert lm.tok_decode(tokens[start:]) == text
+
+
+def test_how_a_class_is_batched(lm: JRTLM) -> None:
+    family = lm.model.family
+    assert lm.model.batching.decode == NOT_PADDED.get(family, "padded"), lm.model.batching.reason
+    assert lm.model.batching.score == "padded", lm.model.batching.reason
+
+
+def test_state_bytes_are_what_a_cache_has(lm: JRTLM) -> None:
+    model: Any = lm.model
+    with torch.inference_mode():
+        real = sum(size for _, (size, _) in _cache(model.inner, 72))
+    assert model.state_bytes(72).total == real > 0
