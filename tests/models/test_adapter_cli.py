@@ -137,7 +137,7 @@ def test_mistakes_are_one_line_each(place: Path, tmp_path: Path) -> None:
         (large, "", "256 rows in its vocabulary, the tokenizer"),
         ("hazyresearch/no-such-checkpoint", "", "the Hugging Face hub cannot be reached"),
         ("mini-atn", "", "did you mean 'mini-attn'"),
-        (tmp_path / "nowhere", "", "no folder"),
+        (tmp_path / "nowhere", "", "no such folder"),
         (hostile, "", "mixer names 'os.system', known mixers are"),
         (damaged("pickle", lambda t: {norm: Hostile(tmp_path / "owned")}), "", "holds more than tensors"),
         (place / "model", ",dtype=float23", "dtype 'float23' is not known"),
