@@ -18,6 +18,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -281,6 +282,8 @@ def main() -> None:
     failed = 0
     for name in chosen:
         print(f"--- {name}", flush=True)
+        for earlier in args.out.glob(f"{name}-[12]"):  # a sweep and a training run would continue there
+            shutil.rmtree(earlier)
         try:
             PARTS[name](args)
         except (Failed, OSError, ValueError, KeyError) as error:  # the other parts are wanted all the same

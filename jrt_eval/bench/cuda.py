@@ -36,7 +36,7 @@ STATES = 8  # decode steps go round these, as they go round a model's layers: on
 
 
 @dataclass(frozen=True)
-class Shape:
+class HeadShape:
     """What every measurement of a run has in common."""
 
     heads: int
@@ -46,7 +46,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Point:
+class PrefillSize:
     """One prefill of a sweep."""
 
     sweep: str  # length or batch
@@ -62,7 +62,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Row:
+class GpuTiming:
     """One form at one point; seconds of one call, or why there are none."""
 
     sweep: str  # length, batch or decode
@@ -100,20 +100,20 @@ class Row:
         return {**asdict(self), **extra}
 
 
-def points(lengths: Iterable[int], batches: Iterable[int], batch: int, length: int = LENGTH) -> list[Point]:
+def points(lengths: Iterable[int], batches: Iterable[int], batch: int, length: int = LENGTH) -> list[PrefillSize]:
     """Both sweeps, the fewest tokens first: a run that is cut off has what is cheap. The point that they share is timed once."""
-    first = [Point("length", batch, each) for each in sorted(set(lengths))]
+    first = [PrefillSize("length", batch, each) for each in sorted(set(lengths))]
     shared = {point.batch for point in first if point.length == length}
-    second = [Point("batch", each, length) for each in sorted(set(batches) - shared)]
+    second = [PrefillSize("batch", each, length) for each in sorted(set(batches) - shared)]
     return sorted(first + second, key=lambda point: (point.batch * point.length, point.length))
 
 
-def state_bytes(shape: Shape, batch: int) -> int:
+def state_bytes(shape: HeadShape, batch: int) -> int:
     """Of the float32 sums of every row and head."""
     return 4 * batch * shape.heads * num_features(shape.d) * (shape.f + 1)
 
 
-def flops(operator: str, shape: Shape, point: Point) -> int:
+def flops(operator: str, shape: HeadShape, point: PrefillSize) -> int:
     """The fewest matrix-product FLOPs: symmetric features and chunks of 64, or half the square of scores twice."""
     rows = point.batch * shape.heads
     if operator == SOFTMAX:
@@ -122,7 +122,7 @@ def flops(operator: str, shape: Shape, point: Point) -> int:
     return causal + (2 * rows * point.encoder * num_features(shape.d) * shape.f if operator == PREFIX else 0)
 
 
-def least_bytes(operator: str, shape: Shape, point: Point) -> int:
+def least_bytes(operator: str, shape: HeadShape, point: PrefillSize) -> int:
     """q, k, v and y, and the encoder's k and v, once each."""
     rows = point.batch * shape.heads * BYTES
     if operator == SOFTMAX:
@@ -131,7 +131,7 @@ def least_bytes(operator: str, shape: Shape, point: Point) -> int:
     return causal + (rows * point.encoder * (shape.d + shape.f) if operator == PREFIX else 0)
 
 
-def moved_bytes(operator: str, shape: Shape, point: Point, parts: int, encoder_parts: int = 1) -> int:
+def moved_bytes(operator: str, shape: HeadShape, point: PrefillSize, parts: int, encoder_parts: int = 1) -> int:
     """What our kernels read and write: everything once, states in and out, and what cutting a sequence into `parts` adds: k and
     v of all but the last once more, and sums that are written, added up (read and written) and read again.
     """
@@ -146,7 +146,7 @@ def moved_bytes(operator: str, shape: Shape, point: Point, parts: int, encoder_p
     return moved
 
 
-def _parts(shape: Shape, point: Point) -> tuple[int, int]:
+def _parts(shape: HeadShape, point: PrefillSize) -> tuple[int, int]:
     """Into how many parts our kernels cut a sequence and the encoder's."""
     if shape.device.type != "cuda":
         return 1, 1
@@ -158,7 +158,7 @@ def _parts(shape: Shape, point: Point) -> tuple[int, int]:
     return parts, cuda.encoder_segments(point.encoder, point.length, parts)
 
 
-def inputs(shape: Shape, batch: int, length: int, encoder: int) -> Inputs:
+def inputs(shape: HeadShape, batch: int, length: int, encoder: int) -> Inputs:
     """Normal numbers, so that scores are of order one."""
     g = torch.Generator(shape.device).manual_seed(0)
 
@@ -169,7 +169,7 @@ def inputs(shape: Shape, batch: int, length: int, encoder: int) -> Inputs:
     return Inputs(q, k, v, normal(encoder, shape.d), normal(encoder, shape.f))
 
 
-def errors(shape: Shape, candidates: Iterable[Form], batch: int = 2, length: int = 512) -> dict[str, float | str]:
+def errors(shape: HeadShape, candidates: Iterable[Form], batch: int = 2, length: int = 512) -> dict[str, float | str]:
     """How far each form of our operators is from the PyTorch reference in float32, as a relative error in norm: a form that is
     called the wrong way is not worth timing.
     """
@@ -198,7 +198,7 @@ def _attempt(run: Callable[[], Any]) -> Any:
         return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _expected(form: Form, point: Point, before: Mapping[str, Row]) -> float:
+def _expected(form: Form, point: PrefillSize, before: Mapping[str, GpuTiming]) -> float:
     """Seconds of a call, going by this form's last measurement; 0 where there is none."""
     last = before.get(form.name)
     if last is None or last.seconds is None:
@@ -218,7 +218,7 @@ class Ceilings:
     def timings(self, runs: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, Timing]:
         return timings({COPY: self.copy, MATMUL: self.matmul, **runs}, device, fewest=2, seconds=self.seconds)
 
-    def row(self, row: Row, taken: Mapping[str, Timing]) -> Row:
+    def row(self, row: GpuTiming, taken: Mapping[str, Timing]) -> GpuTiming:
         """The row with its time, if it has one, and the ceilings of the same rounds."""
         time = taken.get(row.name)
         if time is None:
@@ -258,8 +258,8 @@ def _ready(
 
 
 def prefill(
-    shape: Shape, point: Point, candidates: list[Form], before: Mapping[str, Row], ceilings: Ceilings
-) -> list[Row]:
+    shape: HeadShape, point: PrefillSize, candidates: list[Form], before: Mapping[str, GpuTiming], ceilings: Ceilings
+) -> list[GpuTiming]:
     """Every form at one point; `before` has each form's last measurement."""
     x = inputs(shape, point.batch, point.length, point.encoder)
     notes = {form.name: form.missing for form in candidates if form.missing is not None}
@@ -273,7 +273,7 @@ def prefill(
     taken = ceilings.timings(runs, shape.device)
     rows = []
     for form in candidates:
-        row = Row(
+        row = GpuTiming(
             point.sweep,
             form.operator,
             form.name,
@@ -289,7 +289,7 @@ def prefill(
     return rows
 
 
-def decode(shape: Shape, batch: int, ceilings: Ceilings) -> list[Row]:
+def decode(shape: HeadShape, batch: int, ceilings: Ceilings) -> list[GpuTiming]:
     """One token per row: ours as single calls and as a CUDA graph, and PyTorch's forms. The fewest bytes are the state's."""
     device, n = shape.device, num_features(shape.d)
     x = inputs(shape, batch, 1, 0)
@@ -326,7 +326,7 @@ def decode(shape: Shape, batch: int, ceilings: Ceilings) -> list[Row]:
     work = 4 * batch * shape.heads * n * shape.f
     rows = []
     for name in candidates:
-        row = Row("decode", CAUSAL, name, batch, 1, notes.get(name, ""), flops=work, least_bytes=least)
+        row = GpuTiming("decode", CAUSAL, name, batch, 1, notes.get(name, ""), flops=work, least_bytes=least)
         row = ceilings.row(row, taken)
         if "graph" in name and row.seconds is not None:  # a replay is a step on every state
             times = {part: getattr(row, part) / STATES for part in ("seconds", "fastest", "slowest")}
@@ -340,9 +340,11 @@ def _graph(step: Callable[[TaylorState], Tensor], states: list[TaylorState]) -> 
     return record(lambda: [step(state) for state in states])
 
 
-def measure(shape: Shape, sweeps: list[Point], batches: list[int], seconds: float = 1.0) -> Iterator[list[Row]]:
+def measure(
+    shape: HeadShape, sweeps: list[PrefillSize], batches: list[int], seconds: float = 1.0
+) -> Iterator[list[GpuTiming]]:
     """The rows of a decode step of each batch size and then of each point, as they are measured."""
-    candidates, ceilings, before = forms(), Ceilings(shape.device, seconds), dict[str, Row]()
+    candidates, ceilings, before = forms(), Ceilings(shape.device, seconds), dict[str, GpuTiming]()
     with torch.no_grad():
         for batch in sorted(set(batches)):
             yield decode(shape, batch, ceilings)
@@ -355,11 +357,11 @@ def measure(shape: Shape, sweeps: list[Point], batches: list[int], seconds: floa
 HEADER = ["time", "of ours", "TFLOP/s", "GB at least", "moved/least", "of copy"]
 
 
-def lines(rows: list[Row]) -> list[list[str]]:
+def lines(rows: list[GpuTiming]) -> list[list[str]]:
     """The table of one point under `HEADER`, fastest first; forms that were left out last, with the reason in place of a time."""
     ours = next((row.seconds for row in rows if row.name.startswith("jrt-eval") and row.seconds), None)
 
-    def cells(row: Row) -> list[str]:
+    def cells(row: GpuTiming) -> list[str]:
         if row.seconds is None:
             return [row.name, row.note]
         ratio = "" if ours is None else f"{row.seconds / ours:.2f}x"
@@ -371,7 +373,7 @@ def lines(rows: list[Row]) -> list[list[str]]:
     return [cells(row) for row in sorted(rows, key=lambda row: (row.seconds is None, row.seconds))]
 
 
-def _share(row: Row | None) -> str:
+def _share(row: GpuTiming | None) -> str:
     return "" if row is None or row.of_copy is None else f"{row.of_copy:.1%}"
 
 
@@ -386,9 +388,9 @@ SUMMARY = [
 ]
 
 
-def summary(rows: list[Row]) -> list[list[str]]:
+def summary(rows: list[GpuTiming]) -> list[list[str]]:
     """A line per point under `SUMMARY`: our times, their shares of the copy, and how much longer others take than JRT-RNN."""
-    points: dict[tuple[int, int], dict[str, Row]] = {}
+    points: dict[tuple[int, int], dict[str, GpuTiming]] = {}
     for row in rows:
         if row.sweep != "decode" and row.seconds is not None:
             points.setdefault((row.batch, row.length), {})[row.name] = row
@@ -408,7 +410,7 @@ def summary(rows: list[Row]) -> list[list[str]]:
     return found
 
 
-def rates(rows: list[Row]) -> dict[str, float]:
+def rates(rows: list[GpuTiming]) -> dict[str, float]:
     """Medians over the points of a run."""
     copies = [row.copy_bytes_per_s for row in rows if row.copy_bytes_per_s is not None]
     products = [row.matmul_flops_per_s for row in rows if row.matmul_flops_per_s is not None]

@@ -23,7 +23,7 @@ MOST_SECONDS = 4.0  # and so is one that would take longer for a single call, go
 
 
 @dataclass(frozen=True)
-class Row:
+class CpuTiming:
     """One measurement; seconds of one call."""
 
     operator: str  # prefill, gradients (forward and backward together) or decode
@@ -42,7 +42,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Shape:
+class BatchShape:
     """What every measurement of a run has in common."""
 
     batch: int
@@ -57,13 +57,15 @@ def minimal_flops(batch: int, heads: int, length: int, d: int, f: int) -> int:
     return batch * heads * length * (4 * num_features(d) * f + 2 * CHUNK * (d + f))
 
 
-def _inputs(shape: Shape, length: int) -> tuple[Tensor, Tensor, Tensor]:
+def _inputs(shape: BatchShape, length: int) -> tuple[Tensor, Tensor, Tensor]:
     g = torch.Generator().manual_seed(0)
     q, k = (torch.randn(shape.batch, length, shape.heads, shape.d, generator=g).to(shape.device) for _ in range(2))
     return q, k, torch.randn(shape.batch, length, shape.heads, shape.f, generator=g).to(shape.device)
 
 
-def _too_much(name: str, squares: bool, shape: Shape, length: int, before: Mapping[str, tuple[int, float]]) -> bool:
+def _too_much(
+    name: str, squares: bool, shape: BatchShape, length: int, before: Mapping[str, tuple[int, float]]
+) -> bool:
     """Whether a call would need too much memory, or time as far as the last length tells."""
     # three length x length matrices may be alive, and one of features
     each = 4 * shape.batch * shape.heads * length
@@ -76,8 +78,8 @@ def _too_much(name: str, squares: bool, shape: Shape, length: int, before: Mappi
 
 
 def _rows(
-    operator: str, taken: Mapping[str, Timing], shape: Shape, length: int, matmul: Matmul | None, counted: bool
-) -> list[Row]:
+    operator: str, taken: Mapping[str, Timing], shape: BatchShape, length: int, matmul: Matmul | None, counted: bool
+) -> list[CpuTiming]:
     rate = None if matmul is None else matmul.flops / taken[MATMUL].median
     flops = minimal_flops(shape.batch, shape.heads, length, shape.d, shape.f)
     rows = []
@@ -87,7 +89,7 @@ def _rows(
         fraction = flops / time.median / rate if rate and counted and "softmax" not in name else None
         dtype = "bfloat16" if name.endswith("bfloat16") else "float32"
         rows.append(
-            Row(
+            CpuTiming(
                 operator,
                 name,
                 shape.batch,
@@ -103,7 +105,7 @@ def _rows(
     return rows
 
 
-def prefill(length: int, shape: Shape, matmul: Matmul, before: Mapping[str, tuple[int, float]]) -> list[Row]:
+def prefill(length: int, shape: BatchShape, matmul: Matmul, before: Mapping[str, tuple[int, float]]) -> list[CpuTiming]:
     """Every form at one length; ours in float32 and bfloat16. `before`: a name's last length and seconds."""
     q, k, v = _inputs(shape, length)
     q16, k16, v16 = q.bfloat16(), k.bfloat16(), v.bfloat16()
@@ -120,7 +122,7 @@ def prefill(length: int, shape: Shape, matmul: Matmul, before: Mapping[str, tupl
         return _rows("prefill", timings(runs, shape.device), shape, length, matmul, True)
 
 
-def gradients(length: int, shape: Shape, before: Mapping[str, tuple[int, float]]) -> list[Row]:
+def gradients(length: int, shape: BatchShape, before: Mapping[str, tuple[int, float]]) -> list[CpuTiming]:
     """Forward and backward of every differentiable form at one length."""
     q, k, v = _inputs(shape, length)
     gy = torch.ones_like(v)
@@ -137,7 +139,7 @@ def gradients(length: int, shape: Shape, before: Mapping[str, tuple[int, float]]
     return _rows("gradients", timings(runs, shape.device), shape, length, None, False)
 
 
-def decode(shape: Shape) -> list[Row]:
+def decode(shape: BatchShape) -> list[CpuTiming]:
     """One token per row: ours, the reference's in-place PyTorch form, and the released form."""
     q, k, v = (x[:, 0] for x in _inputs(shape, 1))
 
@@ -166,13 +168,13 @@ def call_overhead(device: torch.device) -> float:
 
 def measure(
     lengths: list[int], batches: list[int], *, batch: int, heads: int, d: int, f: int, device: torch.device
-) -> Iterator[list[Row]]:
+) -> Iterator[list[CpuTiming]]:
     """Prefill and gradients at every length, a decode step at every batch size: the rows of each as they are measured."""
-    shape = Shape(batch, heads, d, f, device)
+    shape = BatchShape(batch, heads, d, f, device)
     matmul = Matmul(device)
     before: dict[str, tuple[int, float]] = {}
 
-    def keep(rows: list[Row]) -> list[Row]:
+    def keep(rows: list[CpuTiming]) -> list[CpuTiming]:
         before.update((row.name, (row.length, row.seconds)) for row in rows)
         return rows
 

@@ -54,7 +54,7 @@ def draw(panels: Sequence[Panel], path: Path, title: str) -> None:
     figure.savefig(path, dpi=100)
 
 
-def time_against_length(rows: list[kernels.Row], path: Path, title: str) -> None:
+def time_against_length(rows: list[kernels.CpuTiming], path: Path, title: str) -> None:
     """Forward on the left, with gradients on the right."""
     panels = []
     for operator, head in (("prefill", "forward"), ("gradients", "forward and backward")):
@@ -67,7 +67,7 @@ def time_against_length(rows: list[kernels.Row], path: Path, title: str) -> None
     draw(panels, path, title)
 
 
-def sweeps(rows: list[cuda.Row], batch: int, path: Path, title: str) -> None:
+def sweeps(rows: list[cuda.GpuTiming], batch: int, path: Path, title: str) -> None:
     """Against length on the left, against batch on the right."""
     lengths: dict[str, list[tuple[int, float]]] = {}
     batches: dict[str, list[tuple[int, float]]] = {}

@@ -1,4 +1,4 @@
-"""`jrt-eval`: a command per job, each imported when it is called."""
+"""The command `jrt-eval`: a module per subcommand, imported when it is called."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import click
 from jrt_eval._version import __version__
 from jrt_eval.errors import install_excepthook, nearest
 
-# command -> (module:object, the line that `jrt-eval --help` shows)
+# subcommand -> (module:object, its line in `jrt-eval --help`)
 COMMANDS = {
-    "demo": ("jrt_eval.cli.demo:demo", "Run the main job from end to end with small local models."),
-    "train": ("jrt_eval.cli.train:train", "Train a model from scratch, or go on where it stopped."),
+    "demo": ("jrt_eval.cli.demo:demo", "Evaluate small bundled models, read once and read twice."),
+    "train": ("jrt_eval.cli.train:train", "Train a model from scratch, or resume."),
     "synthetic": (
         "jrt_eval.cli.synthetic:synthetic",
-        "Set disjointness: accuracy against state size, as a sweep.",
+        "Measure accuracy against state size on set disjointness.",
     ),
-    "doctor": ("jrt_eval.cli.doctor:doctor", "Say what is live here, and why the rest is not."),
-    "sweep": ("jrt_eval.cli.sweep:sweep", "Run models x tasks x settings through lm_eval, resumable."),
+    "doctor": ("jrt_eval.cli.doctor:doctor", "Show what works on this machine, and how to fix the rest."),
+    "sweep": ("jrt_eval.cli.sweep:sweep", "Run models x tasks x settings through lm_eval; resumable."),
     "collect": ("jrt_eval.cli.analysis:collect", "Collect lm-eval output into data frames (parquet, CSV)."),
     "compare": (
         "jrt_eval.cli.analysis:compare",
-        "Once against twice, or model against model, on the same documents.",
+        "Compare read once with read twice, or models, on the same documents.",
     ),
-    "report": ("jrt_eval.cli.analysis:report", "One HTML page: tables, plots and a browser of documents."),
+    "report": ("jrt_eval.cli.analysis:report", "Write one HTML page: tables, plots and a browser of documents."),
     "bench": ("jrt_eval.cli.bench:bench", "Measure the kernels and the models on this machine."),
 }
 
@@ -58,12 +58,18 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="jrt-eval")
 def cli() -> None:
-    """Measure how well recurrent language models recall their context.
+    """Measure how well recurrent language models recall their context, read once and read twice.
+
+    Evaluations run through lm-eval, which finds the models and tasks of jrt-eval by itself:
 
     \b
     lm_eval --model jrt --model_args pretrained=hazyresearch/JRT-1B-50B \\
             --tasks jrt_prompt --output_path runs --log_samples
-    jrt-eval collect runs
+    jrt-eval collect runs                   # data frames
+    jrt-eval compare runs                   # gains with intervals
+    jrt-eval report runs -o report.html     # tables, plots, documents
+
+    `jrt-eval COMMAND --help` explains each command.
     """
 
 

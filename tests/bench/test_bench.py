@@ -32,7 +32,7 @@ def test_every_alternative_computes_the_same_operator() -> None:
 
 
 def test_what_would_take_too_long_or_too_much_memory_is_left_out() -> None:
-    shape = measured.Shape(1, 16, 16, 64, torch.device("cpu"))
+    shape = measured.BatchShape(1, 16, 16, 64, torch.device("cpu"))
     assert not measured._too_much("scores", True, shape, 512, {})
     assert measured._too_much("scores", True, shape, 65536, {})
     assert not measured._too_much("scores", True, shape, 2048, {"scores": (1024, 0.9)})

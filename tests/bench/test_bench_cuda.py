@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from jrt_eval.bench import cuda, cuda_forms, timing
-from jrt_eval.bench.cuda import Point, Row, Shape
+from jrt_eval.bench.cuda import GpuTiming, HeadShape, PrefillSize
 from jrt_eval.bench.cuda_forms import CAUSAL, PREFIX, SOFTMAX, Form, forms
 from jrt_eval.cli import bench as cli
 from jrt_eval.kernels import num_features, taylor_linear_attention
 
-SHAPE = Shape(2, 16, 64, torch.device("cpu"))
+SHAPE = HeadShape(2, 16, 64, torch.device("cpu"))
 
 
 def test_points_are_those_of_table_5_and_the_shared_one_comes_once() -> None:
@@ -31,7 +31,7 @@ def test_points_are_those_of_table_5_and_the_shared_one_comes_once() -> None:
 
 
 def test_counts() -> None:
-    shape, point = Shape(16, 16, 64, torch.device("cpu")), Point("length", 16, 32768)
+    shape, point = HeadShape(16, 16, 64, torch.device("cpu")), PrefillSize("length", 16, 32768)
     q, v = 16 * 32768 * 16 * 16, 16 * 32768 * 16 * 64  # numbers of 2 bytes
     assert cuda.least_bytes(CAUSAL, shape, point) == 2 * (2 * q + 2 * v)
     assert cuda.least_bytes(PREFIX, shape, point) == 2 * (2 * q + 2 * v) + (q + v)  # half as many encoder tokens
@@ -48,9 +48,11 @@ def test_counts() -> None:
 
 
 def test_shares_are_over_the_fewest_bytes_and_flops() -> None:
-    row = Row("length", CAUSAL, "x", 1, 64, seconds=2.0, flops=8, least_bytes=6, moved_bytes=9, copy_bytes_per_s=4.0)
+    row = GpuTiming(
+        "length", CAUSAL, "x", 1, 64, seconds=2.0, flops=8, least_bytes=6, moved_bytes=9, copy_bytes_per_s=4.0
+    )
     assert (row.flops_per_s, row.of_copy, row.moved_over_least) == (4.0, 0.75, 1.5)
-    empty = Row("length", CAUSAL, "x", 1, 64, "out of memory")
+    empty = GpuTiming("length", CAUSAL, "x", 1, 64, "out of memory")
     assert (empty.flops_per_s, empty.of_copy, empty.moved_over_least) == (None, None, None)
 
 
@@ -122,11 +124,11 @@ def test_every_form_of_our_operators_computes_them(monkeypatch: pytest.MonkeyPat
 
 def test_what_would_take_too_long_is_left_out() -> None:
     linear, square = (Form("x", CAUSAL, lambda x: lambda: x.v, quadratic) for quadratic in (False, True))
-    before = {"x": Row("length", CAUSAL, "x", 16, 1024, seconds=0.5)}
-    assert cuda._expected(linear, Point("length", 16, 4096), before) == 2.0
-    assert cuda._expected(square, Point("length", 16, 4096), before) == 8.0
-    assert cuda._expected(square, Point("batch", 4, 4096), before) == 2.0
-    assert cuda._expected(linear, Point("length", 16, 4096), {}) == 0.0
+    before = {"x": GpuTiming("length", CAUSAL, "x", 16, 1024, seconds=0.5)}
+    assert cuda._expected(linear, PrefillSize("length", 16, 4096), before) == 2.0
+    assert cuda._expected(square, PrefillSize("length", 16, 4096), before) == 8.0
+    assert cuda._expected(square, PrefillSize("batch", 4, 4096), before) == 2.0
+    assert cuda._expected(linear, PrefillSize("length", 16, 4096), {}) == 0.0
 
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,8 +149,8 @@ def test_a_form_that_fails_or_is_too_slow_keeps_its_line(monkeypatch: pytest.Mon
         Form("absent", CAUSAL, full, missing="not installed"),
         slow,
     ]
-    before = {"slow": Row("length", CAUSAL, "slow", 1, 10, seconds=1.0)}
-    point = Point("length", 1, 70)
+    before = {"slow": GpuTiming("length", CAUSAL, "slow", 1, 10, seconds=1.0)}
+    point = PrefillSize("length", 1, 70)
     rows = {r.name: r for r in cuda.prefill(SHAPE, point, candidates, before, cuda.Ceilings(SHAPE.device))}
     assert rows["full"].note == "out of memory"
     assert rows["absent"].note == "not installed"
@@ -163,8 +165,8 @@ def test_a_form_that_fails_or_is_too_slow_keeps_its_line(monkeypatch: pytest.Mon
 
 
 def test_the_summary_takes_the_fastest_of_each_kind() -> None:
-    def row(name: str, seconds: float | None) -> Row:
-        return Row("length", CAUSAL, name, 16, 2048, "", seconds)
+    def row(name: str, seconds: float | None) -> GpuTiming:
+        return GpuTiming("length", CAUSAL, name, 16, 2048, "", seconds)
 
     rows = [
         row(cuda_forms.OURS, 1e-3),
@@ -186,7 +188,9 @@ def test_the_command_prints_and_writes_both_sweeps(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(cuda_forms, "import_module", Packages("fla"))
     monkeypatch.setattr(cuda, "LENGTH", 80)
     monkeypatch.setattr(
-        cuda, "points", lambda *a: [Point("length", 2, 40), Point("length", 2, 80), Point("batch", 3, 80)]
+        cuda,
+        "points",
+        lambda *a: [PrefillSize("length", 2, 40), PrefillSize("length", 2, 80), PrefillSize("batch", 3, 80)],
     )
     arguments = ["kernels", "--device", "cuda", "--heads", "2", "--batches", "3", "--output", str(tmp_path)]
     result = CliRunner().invoke(cli.bench, arguments, catch_exceptions=False)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from jrt_eval.bench.model import JRT_360M
+from jrt_eval.bench.configs import released_config
 from jrt_eval.kernels import registry
 from jrt_eval.models.recurrent.model import JRTModel, ModelState, from_config
 
 SHAPE: dict[str, Any] = {
-    **JRT_360M,
+    **released_config("jrt-360m"),
     "n_embd": 32,
     "n_head": 4,
     "n_inner": 48,
