@@ -1,7 +1,7 @@
-"""JRT-RNN trained through the compiled kernels and their Triton gradients, beside `parallel`, the form in plain PyTorch.
+"""Train JRT-RNN with the compiled kernels and their Triton gradients, and with `parallel`, which is plain PyTorch.
 
-The model, the optimizer and the length of rows are configs/paper/jrt-360m.yaml's; the text is made up (Markov chains of words), so
-losses mean nothing but that both runs learn the same. Prints losses, tokens per second and peak memory.
+Model, optimizer and row length are those of configs/paper/jrt-360m.yaml. The text is random (Markov chains of words), so the losses
+show only whether both runs learn the same. Prints losses, tokens per second and peak memory.
 Usage: python benchmarks/bench_training.py [--steps 60] [--batch-size 16] [--config FILE]
 """
 
@@ -22,11 +22,11 @@ from jrt_eval.training.stages import load_stages, train_stages
 
 ROOT = Path(__file__).parents[1]
 BACKENDS = ("auto", "parallel")
-WARMUP = 10  # steps whose speed does not count: kernels are compiled then
+WARMUP = 10  # steps without timing, in which kernels are compiled
 
 
 def write_text(path: Path, rows: int, words: int = 1200) -> None:
-    """Rows of made-up text: after each of 400 words one of three others."""
+    """Rows of random text: each of 400 words is followed by one of three others."""
     dice = random.Random(0)
     vocabulary = ["".join(dice.choices("abcdefghijklmnoprstuvwy", k=dice.randint(2, 7))) for _ in range(400)]
     followers = {word: dice.choices(vocabulary, k=3) for word in vocabulary}

@@ -1,8 +1,8 @@
-"""Whether a mini reads with the question in mind: right answers once, twice, and twice behind a question about another key.
+"""Whether a mini uses the question before the first reading: accuracy once, twice, and twice with another key in that question.
 
     python benchmarks/heeding.py mini-mamba [--documents 192]
 
-Teacher-forced: an answer is right if each of its tokens is the likeliest. Evaluation documents of seed 3, 28 facts each.
+Teacher-forced: an answer is correct if each of its tokens is the most likely one. Evaluation documents of seed 3, 28 facts each.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from jrt_eval.data.text import load_tokenizer
 from jrt_eval.training.checkpoint import load_weights
 from jrt_eval.training.mamba import MambaLM
 
-SEED, APART = 3, 14  # the other key is so many further
+SEED, APART = 3, 14  # the other key comes this many keys later
 
 
 def logits_of(name: str) -> Callable[[Tensor], Tensor]:
-    """input_ids (1, length) -> logits; Mamba by its training form, since transformers' walks token by token."""
+    """input_ids (1, length) -> logits; Mamba by its training form, since transformers' takes one token at a time."""
     folder = minis.find(name)
     if folder is None:
         raise SystemExit(f"{name}: no such mini; there are {', '.join(minis.NAMES)}")

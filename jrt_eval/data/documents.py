@@ -1,16 +1,12 @@
-"""Procedural key-value documents in English, and questions about them in the form of FDA and SWDE.
+"""Generated key-value documents in English, and questions about them in the form of FDA and SWDE.
 
-A document tells facts about one entity (a company's filing, a product's page, a person's life, a place): attributes
-with values, each told in one of many wordings, among filler sentences and facts about a rival. It is a pure function of
-`(split, seed, index, shape)`.
+A document states facts about one entity (a company, a product, a person or a place): attributes with values, in one of
+many wordings each, between filler sentences and facts about rivals. It is a pure function of (split, seed, index, shape).
+A sentence names the key right before its value, so that a reader with a question in mind knows which value to remember.
 
-This is the generator's second version: a fact names its key right before its value. In the first, some facts named no
-key ("... is based in Oslo") and some named it behind the value, where a reader with a question in mind learns too late
-that the value was asked for.
-
-Train and evaluation share their words but no fact: the triple (entity, attribute, value) is hashed, an eighth of all
-triples belongs to evaluation, and each split draws from its own. So a model that answers about an evaluation document
-has read it there.
+The training and evaluation splits share their words but no fact. A hash assigns an eighth of all triples (entity,
+attribute, value) to evaluation, and each split draws only from its own. So a model that answers about an evaluation
+document has read the answer there.
 """
 
 from __future__ import annotations
@@ -25,7 +21,7 @@ from jrt_eval.data import vocabulary as v
 
 Split = Literal["train", "evaluation"]
 
-# key -> what its values look like. Keys are written with a capital wherever they stand, as questions write them.
+# Domain -> key -> generator of values. Keys are capitalised everywhere, as in questions.
 ATTRIBUTES: dict[str, dict[str, v.Value]] = {
     "company": {
         "Headquarters": v.city,
@@ -151,7 +147,7 @@ ATTRIBUTES: dict[str, dict[str, v.Value]] = {
 DOMAINS = tuple(ATTRIBUTES)
 _TRIES = 100
 
-# A fact is one of these beginnings, the key, one of these verbs, and the value.
+# A fact consists of one of these beginnings, the key, one of these verbs, and the value.
 BEGINNINGS = (
     "The",
     "Its",
@@ -174,11 +170,11 @@ OPENING = {
 
 @dataclass(frozen=True)
 class DocumentShape:
-    """How long and how crowded a document is.
+    """How long and how dense a document is.
 
-    `facts`: fewest and most facts about the entity (28 attributes are known for each domain). After a fact may stand
-    filler sentences, or the value that up to two rivals have there: `filler` and `rival` are the largest chances of that;
-    each document draws its own, mostly small ones.
+    facts: the fewest and most facts about the entity; each domain has 28 attributes.
+    filler, rival: the largest chance that a fact is followed by a filler sentence, or by the same fact about each of two
+        rivals. Each document draws its own chances, and most are small.
     """
 
     facts: tuple[int, int] = (6, 28)
@@ -188,7 +184,7 @@ class DocumentShape:
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence, the full stop included. `key`: the key whose value it names; `rival`: a rival's value."""
+    """One sentence, with its full stop. key: the key whose value it states; rival: whether the value is a rival's."""
 
     text: str
     key: str | None = None
@@ -197,7 +193,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Document:
-    """One document. `facts` maps each key to its value, in the order of the text; `separator` stands between `sentences`."""
+    """One document. `facts` maps each key to its value, in the order of the text; `separator` joins the `sentences`."""
 
     doc_id: str
     domain: str
@@ -212,7 +208,7 @@ class Document:
 
 
 def belongs_to(split: Split, entity: str, key: str, value: str) -> bool:
-    """Whether this triple may be told by a document of `split`; one in eight is evaluation's."""
+    """Whether a document of `split` may state this triple; one in eight belongs to evaluation."""
     held_out = crc32(f"{entity}|{key}|{value}".encode()) % 8 == 0
     return held_out == (split == "evaluation")
 
@@ -230,13 +226,13 @@ def make_document(split: Split, seed: int, index: int, shape: DocumentShape = Do
     rng.shuffle(filler)
 
     filler_chance, rival_chance = shape.filler * rng.random() ** 2, shape.rival * rng.random() ** 2
-    separator = "\n" if rng.random() < 0.2 else " "  # some documents have a line for each sentence
+    separator = "\n" if rng.random() < 0.2 else " "  # some documents have one sentence per line
     sentences = [Sentence(_one(OPENING[domain], rng).format(s=entity))]
     facts = {}
     for key in keys:
         make = attributes[key]
         value = next((x for x in (make(rng) for _ in range(_TRIES)) if belongs_to(split, entity, key, x)), None)
-        if value is None:  # none of a small pool's values is this split's, for this entity
+        if value is None:  # no value in a small pool belongs to this split for this entity
             continue
         facts[key] = value
         sentences.append(Sentence(f"{_one(BEGINNINGS, rng)} {key} {_one(VERBS, rng)} {value}.", key))
@@ -264,10 +260,10 @@ def _entity(domain: str, rng: Random) -> str:
 
 
 def prompt(text: str, key: str, *, asked: bool = False, readings: int = 1) -> str:
-    """A prompt of the FDA family for one key, up to and including `Key:`; `asked`: the question stands in front as well.
+    """A prompt in the form of FDA for one key, up to and including `Key:`. asked: the question also comes first.
 
-    The read-once prompt has one reading, the read-twice prompt is asked and has two; asked with one reading is neither,
-    and teaches to read with the question in mind.
+    The read-once prompt has one reading; the read-twice prompt is asked and has two. An asked prompt with one reading is
+    used only in training, where it teaches a model to read with the question in mind.
     """
     passage = text.strip("\n").strip(".") + "."
     readings_of_it = "\n".join([passage] * readings)
@@ -283,10 +279,11 @@ def _in_front(key: str) -> str:
 
 
 def training_text(document: Document, rng: Random, head: str, questions: int) -> tuple[str, list[tuple[str, str]]]:
-    """A prompt about one fact, and up to `questions` (text before the answer, answer) pairs that follow it.
+    """A prompt about one fact, and up to `questions` pairs (text before the answer, answer) that follow it.
 
-    head: `once`, `asked` (the question, then the document once) or `twice`. The first pair's text is empty: the prompt
-    ends where its answer begins. The other two name their key in advance, so only `once` profits from more questions.
+    head: once, asked (the question, then the document once) or twice. The text of the first pair is empty, since the
+    prompt ends where its answer begins. asked and twice prompts name their key in advance, so more questions than one
+    make sense only for once.
     """
     keys = rng.sample(list(document.facts), min(questions, len(document.facts)))
     pairs = [("" if i == 0 else f" {_question(key)}", f" {document.facts[key]}\n") for i, key in enumerate(keys)]
@@ -295,11 +292,11 @@ def training_text(document: Document, rng: Random, head: str, questions: int) ->
 
 
 def marked_text(document: Document, rng: Random, *, answered: bool = False) -> list[tuple[str, int]]:
-    """A question in front and the document once; parts of the text, each with its weight (0: nothing is owed).
+    """A question and then the document once, as parts of the text with loss weights (0: no loss).
 
-    Owed is the end of every sentence that names a key and its value: "!" for the fact that is asked for, "." for the
-    others and for rivals'. So each of them tells whether the reader had the question in mind at the value. The one "!"
-    weighs as much as all "." together. `answered`: the usual question and answer follow, and weigh about as much.
+    The loss covers the end of every sentence that states a key and its value: "!" for the requested fact, "." for the
+    others and for rivals' facts. To predict it, a model has to have the question in mind when it reads the value. The "!"
+    has the weight of all "." together. answered: the usual question and answer follow, with about the same weight.
     """
     asked = rng.choice(list(document.facts))
     others = sum(sentence.key is not None for sentence in document.sentences) - 1
@@ -316,12 +313,12 @@ def marked_text(document: Document, rng: Random, *, answered: bool = False) -> l
     return parts
 
 
-# Documents of the task jrt_mini: all 28 facts of a domain, many of them beside a rival's, about 370 tokens.
+# Documents of the task jrt_mini: all 28 facts of a domain, many followed by a rival's, about 370 tokens.
 EVALUATION_SHAPE = DocumentShape(facts=(28, 28), filler=0.3, rival=0.2)
 
 
 def evaluation_rows(documents: int, seed: int = 1, shape: DocumentShape = EVALUATION_SHAPE) -> Iterator[dict[str, str]]:
-    """Rows in the schema of based-fda (`doc_id`, `file_name`, `key`, `value`, `text`), one question per document."""
+    """Rows with the columns of based-fda (doc_id, file_name, key, value, text); one question per document."""
     for index in range(documents):
         document = make_document("evaluation", seed, index, shape)
         key = Random(f"question/{seed}/{index}").choice(list(document.facts))

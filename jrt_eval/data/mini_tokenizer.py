@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer in GPT-2's form, trained on procedural documents.
+"""A byte-level BPE tokenizer in GPT-2's form, trained on generated documents.
 
 Like GPT-2's, its first 256 ids are the bytes in GPT-2's order. So the token that left-pads JRT-RNN's short prompts is a
 space in both.

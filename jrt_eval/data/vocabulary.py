@@ -1,4 +1,4 @@
-"""The words that procedural documents are made of: names, pools of values, and what an attribute's value looks like."""
+"""Word lists of the generated documents, and generators of attribute values."""
 
 from __future__ import annotations
 

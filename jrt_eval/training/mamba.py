@@ -1,6 +1,6 @@
-"""Mamba as it is trained: the keys of the mamba_ssm layout, the arithmetic of transformers' MambaForCausalLM.
+"""Mamba for training: the keys of mamba_ssm's files, and the arithmetic of transformers' MambaForCausalLM.
 
-`--model jrt` runs the result through `transformers`; here the scan can be differentiated fast (jrt_eval.kernels.selective_scan.reference).
+`--model jrt` runs the result through transformers; here the scan is differentiable and fast.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class MambaMixer(nn.Module):
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
     def reset(self) -> None:
-        """Step sizes between 0.001 and 0.1, log-uniform, as the original starts them."""
+        """Initialise the step sizes log-uniformly between 0.001 and 0.1, as mamba_ssm does."""
         nn.init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
         low, high = math.log(1e-3), math.log(1e-1)
         dt = torch.exp(torch.rand_like(self.dt_proj.bias) * (high - low) + low).clamp(min=1e-4)
@@ -95,7 +95,7 @@ class _Layer(nn.Module):
 
 
 class MambaLM(nn.Module):
-    """Built from a mamba_ssm config.json (spec/models.md); the training forward is `logits(hidden(ids)[0])`."""
+    """A model from a mamba_ssm config.json; its forward pass in training is `logits(hidden(ids)[0])`."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class MambaLM(nn.Module):
         self.lm_head.weight = self.backbone.embedding.weight  # type: ignore[assignment]
 
     def reset(self) -> None:
-        """The original's initialisation: embeddings 0.02, projections to the residual scaled by 1/sqrt(n_layer)."""
+        """mamba_ssm's initialisation: embeddings with std 0.02, projections to the residual scaled by 1/sqrt(n_layer)."""
         embedding, layers = self.backbone.embedding, self.backbone.layers
         assert isinstance(embedding, nn.Embedding)
         assert isinstance(layers, nn.ModuleList)
@@ -133,13 +133,13 @@ class MambaLM(nn.Module):
                 mixer.out_proj.weight /= math.sqrt(len(layers))
 
     def hidden(self, input_ids: Tensor) -> tuple[Tensor, None]:
-        """What the head reads, (batch, length, d); there is no state to go on from."""
+        """The input of the head, (batch, length, d), and no state."""
         x: Tensor = self.backbone.embedding(input_ids).float()  # type: ignore[operator]
         for layer in self.backbone.layers:  # type: ignore[union-attr]
             x = layer(x)
         return self.backbone.norm_f(x), None  # type: ignore[operator]
 
     def logits(self, x: Tensor) -> Tensor:
-        """The head over `hidden`'s output, float32, padding rows of the vocabulary included."""
+        """Float32 logits from the output of `hidden`, padding rows of the vocabulary included."""
         out: Tensor = self.lm_head(x)
         return out.float()

@@ -52,13 +52,13 @@ def test_mixtures_are_the_papers() -> None:
     assert {tuple(reversed(pair)) for pair in sets.EVALUATION} == set(sets.EVALUATION)
 
 
-def test_mqar_owes_each_key_its_value() -> None:
+def test_mqar_asks_for_the_value_of_each_key() -> None:
     inputs, labels = mqar.examples(64, 8, 40, seed=0, vocabulary=128)
-    for row, owed in zip(inputs, labels, strict=True):
+    for row, targets in zip(inputs, labels, strict=True):
         values = dict(zip(row[0:16:2].tolist(), row[1:16:2].tolist(), strict=True))
-        asked = np.flatnonzero(owed != IGNORED_LABEL)
+        asked = np.flatnonzero(targets != IGNORED_LABEL)
         assert (asked >= 16).all()
-        assert {int(row[i]): int(owed[i]) for i in asked} == values
+        assert {int(row[i]): int(targets[i]) for i in asked} == values
         assert max(values) < 64 <= min(values.values())
     with pytest.raises(ValueError, match="at least 32 tokens"):
         mqar.examples(31, 8, 1, 0)

@@ -1,4 +1,4 @@
-"""Makes the helpers beside the tests importable (pytest runs in importlib mode)."""
+"""Make the helper modules in this folder importable; pytest runs in importlib mode."""
 
 import sys
 from pathlib import Path

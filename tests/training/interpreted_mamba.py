@@ -1,4 +1,4 @@
-"""Mamba's Triton kernels in Triton's interpreter, beside the PyTorch forms in float64. Run by test_training_kernels."""
+"""Mamba's Triton kernels in Triton's interpreter, compared with PyTorch in float64. Run by test_kernels.py."""
 
 from __future__ import annotations
 

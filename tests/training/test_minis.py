@@ -59,7 +59,7 @@ def test_a_mini_answers_as_its_card_says(name: str, task: str, low: float, high:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "least", "most"), [("mini-based", 13, 10), ("mini-mamba", 14, 4)])
 def test_it_reads_with_the_question_in_mind(name: str, least: int, most: int) -> None:
-    """Reading twice helps because the model heeds the question in front: with another one there, it fails."""
+    """Reading twice helps because the model uses the question before the first reading: with another one it fails."""
     model = load_model(name, device="cpu")
     tokenizer = load_tokenizer("mini")
 

@@ -1,4 +1,4 @@
-"""The JRT objective by hand, and how rows become batches."""
+"""The JRT objective, computed by hand, and how rows become batches."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_short_prompt_ends_where_the_encoder_ends() -> None:
     assert batch.left_pads.tolist() == [2]
     assert batch.labels.tolist() == [
         [IGNORED_LABEL] * 4 + [4, 5] + [IGNORED_LABEL] * 2
-    ]  # position M-1 owes the answer's first token
+    ]  # position M-1 predicts the answer's first token
     strict = collate(rows, np.asarray([0]), 8, Layout(encoder=5), None)
     assert strict.labels.tolist() == [[IGNORED_LABEL] * 5 + [5] + [IGNORED_LABEL] * 2]
     causal = collate(rows, np.asarray([0]), 8, Layout(context_weight=0.1), None)

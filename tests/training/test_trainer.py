@@ -37,7 +37,7 @@ def test_every_family_overfits_a_batch(tmp_path: Path, family: str) -> None:
         optimizer={"lr": 2e-2, "min_lr": 1e-3},
     )
     config.objective.mlm_weight, config.objective.mask_probability = 0.0, 0.0
-    config.objective.context_weight = 0.0  # what is owed are the answers; keys and values of the context are noise
+    config.objective.context_weight = 0.0  # only the answers: keys and values in the context are random
     train(config, progress=False)
     loss = losses(config)
     assert float(loss[1]) > 3.0

@@ -1,10 +1,10 @@
-"""The small models of the set-disjointness experiment, many of one shape trained as one (JRT paper, figure 2).
+"""The small models of the set-disjointness experiment (JRT paper, figure 2), many of one shape trained as one.
 
 A model has four layers that alternate a gated short convolution (width 3) and linear attention with the second-order
-Taylor feature map, two heads, a GeLU MLP after each, RMS norms and no position embedding; the head is tied to the
-embeddings. `Stack` holds `copies` models that differ in their weights alone: every tensor has them as its first
-dimension, so that one launch serves all of them. Causal models see what came before; non-causal ones see the whole
-sequence, in the attention's sums and in the convolution.
+Taylor feature map, two heads, a GeLU MLP after each layer, RMS norms, no position embedding, and a head tied to the
+embeddings. `Stack` has several such models, its copies, which differ only in their weights. They are the first dimension
+of every tensor, so that one kernel launch serves all of them. A position of a causal model sees the positions up to
+itself; a position of a non-causal model sees the whole sequence, in the sums of the attention and in the convolution.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ def state_bytes(width: int, feature_dim: int) -> int:
 class Stack(nn.Module):
     """`len(seeds)` models of one shape. tokens (copies, batch, length) -> logits (copies, batch, vocabulary).
 
-    marked: a token's embedding tells which of the two sets it is in (whether BETWEEN has come). sharp: where the last
-    norm's weights begin; with 1 the logits begin so flat that a model cannot name a token before these have grown.
+    marked: a token's embedding tells which of the two sets it is in, that is whether BETWEEN came before.
+    sharp: the initial weights of the last norm. With 1 the initial logits are so flat that a model cannot name a token
+        before these weights have grown.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Stack(nn.Module):
         return _product(F.silu(mixed) * b, layer.outward)  # type: ignore[arg-type]
 
     def _attention(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """sum_j phi(q_i).phi(k_j) v_j / sum_j phi(q_i).phi(k_j), over j <= i where causal, with phi.phi = 1 + s + s^2/2."""
+        """sum_j phi(q_i).phi(k_j) v_j / sum_j phi(q_i).phi(k_j), over j <= i if causal; phi.phi = 1 + s + s^2/2."""
         features = HEADS * self.feature_dim
         q, k, v = _product(x, layer.inward).split([features, features, self.width], -1)  # type: ignore[arg-type]
         q, k, v = (t.unflatten(-1, (HEADS, -1)).flatten(0, 1) for t in (q, k, v))
@@ -122,10 +123,10 @@ class Stack(nn.Module):
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal Taylor linear attention of (batch, length, heads, dim), in chunks; meant for few features.
+    """Causal Taylor linear attention of (batch, length, heads, dim), in chunks, for few features.
 
-    The scores within a chunk are products of features. With few of them this, and a chunk of 32, costs a fraction of
-    what 1 + s + s^2/2 does in chunks of 64 (jrt_eval.training.parallel), which is made for 16 dims.
+    The scores within a chunk are products of features. With few features, this with chunks of 32 costs a fraction of
+    1 + s + s^2/2 with chunks of 64, which suits the models' 16 dimensions better.
     """
     length = q.shape[1]
     extra = -length % CHUNK
@@ -138,7 +139,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _rows(table: Tensor, index: Tensor) -> Tensor:
-    """Rows of a table (copies, rows, width); its gradient needs neither sorting nor the host, so it can be captured."""
+    """Rows of a table (copies, rows, width). Its gradient needs neither sorting nor the host, so a CUDA graph can capture it."""
     return table.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
@@ -152,10 +153,10 @@ def _norm(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class StackedAdamW:
-    """AdamW whose copies have a learning rate each: rates (copies,). No decay on norms' weights.
+    """AdamW with a learning rate for each copy, rates (copies,), and no weight decay on norms.
 
-    The parameters become views of one flat tensor, so that an update is some twenty launches. How far the moments'
-    averages have come is told by tensors (the betas' powers), so that a captured update goes on counting.
+    The parameters become views of one flat tensor, so that an update takes about twenty kernel launches. The powers of
+    the betas, which correct the moments' bias, are tensors, so that they change in a captured update too.
     """
 
     def __init__(
@@ -184,7 +185,7 @@ class StackedAdamW:
 
     @torch.no_grad()
     def step(self, rates: Tensor) -> None:
-        """One update from the parameters' gradients, which are cleared."""
+        """Update the parameters from their gradients, which are then cleared."""
         one, two = self.betas
         for power, beta in zip(self.powers, self.betas, strict=True):
             power.mul_(beta)

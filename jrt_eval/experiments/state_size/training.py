@@ -83,7 +83,7 @@ def _open_sizes(sizes: Sizes, curriculum: float, progress: float) -> int:
 
 @torch.no_grad()
 def accuracies(model: Stack, evaluation: Examples, size: tuple[int, int], budget: int = 2**26) -> list[float]:
-    """Each copy's share of right answers for a pair of sizes; `budget`: largest number of attention scores at once."""
+    """The share of correct answers of each copy for a pair of sizes. budget: the most attention scores at a time."""
     inputs, answers = evaluation.inputs[size], evaluation.answers[size]
     copies = len(model.embedding)
     rows = max(1, budget // (copies * HEADS * inputs.shape[1] ** 2))
