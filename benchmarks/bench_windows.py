@@ -16,10 +16,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from jrt_eval.prompts.tokenization import load
-from jrt_eval.prompts.windows import Budget, Source, cut
+from jrt_eval.prompts.windows import Budget, UncutDocument, cut
 
 
-def documents(text: str, number: int, characters: int, seed: int = 0) -> list[Source]:
+def documents(text: str, number: int, characters: int, seed: int = 0) -> list[UncutDocument]:
     """`number` documents of about `characters` characters each; the answer is a phrase somewhere in the document."""
     rng = random.Random(seed)
     paragraphs = [line.strip() for line in text.splitlines() if len(line) > 200]
@@ -32,7 +32,7 @@ def documents(text: str, number: int, characters: int, seed: int = 0) -> list[So
             size += len(parts[-1]) + 1
         document = "\n".join(parts)
         at = rng.randrange(len(document) - 40)
-        sources.append(Source(document, (document[at : at + 30].strip() or "the",)))
+        sources.append(UncutDocument(document, (document[at : at + 30].strip() or "the",)))
     return sources
 
 

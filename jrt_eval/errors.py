@@ -37,3 +37,9 @@ def nearest(name: str, known: list[str]) -> str:
 
     close = get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """The exception's type and the first line of its message, for a message of one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:limit]}" if lines else type(error).__name__

@@ -1,8 +1,8 @@
-"""Registers our model names and our folder of tasks in lm-eval.
+"""Everything that lm-eval learns from us: model names, where our tasks are, and the variants of every task.
 
-lm-eval up to 0.4.13 discovers no plugins, so `jrt_eval_autoload` calls `register_models` and `register_tasks` after lm-eval's registry
-and its task package have been imported. Later releases find the models through the entry points in pyproject.toml; there
-`register_models` does nothing.
+lm-eval 0.4.12 and 0.4.13 discover no plugins, so `jrt_eval_autoload` calls `register_models` and `register_tasks` when
+lm-eval's registry and its task package have been imported. Later releases read the entry points in pyproject.toml for
+models; `register_models` then does nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from jrt_eval.errors import install_excepthook
+
+_NOTE = """\
+jrt-eval: every task, group and tag in this list, and of --include_path, can also be run as NAME_twice (the prompt's
+question is read twice), NAME_thrice, NAME_verbose, and as the controls NAME_question_first and NAME_padded."""
 
 MODELS = dict.fromkeys(("jrt", "jrt_lm", "based_lm"), "jrt_eval.model_adapters.jrt:JRTLM")
 
@@ -39,18 +43,22 @@ def register_models() -> None:
 
 
 def register_tasks() -> None:
-    """Add our task folder to the search path of every `TaskManager`.
+    """Make our tasks, and the variants of every task, known to lm-eval's `TaskManager`.
 
-    It comes after lm-eval's own tasks and before the user's `include_path`. Later folders take precedence, so a user's task replaces ours
-    of the same name.
+    Our task folder comes after lm-eval's own and before the user's `include_path`. Later folders win, so a user's task
+    replaces ours of the same name.
     """
     from lm_eval.tasks import TaskManager
 
-    original = TaskManager.__init__
-    if getattr(original, "_jrt_eval", False):
+    if getattr(TaskManager, "_jrt_eval", False):
         return
+    original_init, original_match, original_list = (
+        TaskManager.__init__,
+        TaskManager.match_tasks,
+        TaskManager.list_all_tasks,
+    )
 
-    @functools.wraps(original)
+    @functools.wraps(original_init)
     def init(
         self: Any,
         verbosity: str | None = None,
@@ -62,11 +70,43 @@ def register_tasks() -> None:
         folders = [*users] if isinstance(users, (list, tuple)) else [users]
         if include_defaults:
             folders.insert(0, str(task_folder()))
-        original(self, verbosity, folders or None, include_defaults, metadata)
+        original_init(self, verbosity, folders or None, include_defaults, metadata)
         self.include_path = include_path
+        _add_variants(self)
 
-    init._jrt_eval = True  # type: ignore[attr-defined]
+    @functools.wraps(original_match)
+    def match_tasks(self: Any, task_list: Any) -> list[str]:
+        patterns = [task_list] if isinstance(task_list, str) else list(task_list)
+        known = original_match(self, patterns)
+        return sorted({*known, *(name for pattern in patterns for name in self.task_index.matching(pattern))})
+
+    @functools.wraps(original_list)
+    def list_all_tasks(self: Any, *args: Any, **kwargs: Any) -> str:
+        return f"{original_list(self, *args, **kwargs)}{_NOTE}\n"
+
     TaskManager.__init__ = init
+    TaskManager.match_tasks = match_tasks
+    TaskManager.list_all_tasks = list_all_tasks
+    TaskManager._jrt_eval = True
+
+
+def _add_variants(manager: Any) -> None:
+    """Let `manager` derive variants, and list those of our own tasks that are read twice."""
+    from lm_eval.tasks._index import Kind
+
+    from jrt_eval.prompts.derived import VariantIndex, variant_name
+
+    manager._index = index = VariantIndex(manager._index)
+    lists = {Kind.GROUP: manager._all_groups, Kind.TAG: manager._all_tags}
+    for name, entry in list(index.items()):
+        config = entry.cfg or {}
+        ours = "document" in config or name == "jrt_once" or (entry.kind is Kind.TAG and name.startswith("based_"))
+        twice = variant_name(name, "twice")
+        if ours and twice not in manager._all_tasks:
+            manager._all_tasks.append(twice)
+            lists.get(entry.kind, manager._all_subtasks).append(twice)
+    for names in (manager._all_tasks, manager._all_subtasks, manager._all_groups, manager._all_tags):
+        names.sort()
 
 
 def register() -> None:

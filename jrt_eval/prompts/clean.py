@@ -1,12 +1,12 @@
-"""What a prompt is made of: a document's passage, question and cue, as pure functions of its fields.
+"""The parts of a prompt: a document's passage, question and cue, as pure functions of its fields.
 
-A style is how the original cleans one family of documents (swde, fda, squad, drop, nq, triviaqa) or `plain`, for new
-data sets. It yields `Parts`; the task's YAML says how they are put together:
+A style is how the original evaluation cleans one family of documents (swde, fda, squad, drop, nq, triviaqa), or
+`plain` for new data sets. It returns `Parts`, which `prompt` puts together:
 
-    once    {{jrt_passage}} {{jrt_cue}}
-    twice   {{jrt_question}} {{jrt_passage}} <newline> {{jrt_passage}} {{jrt_cue}}
+    once    passage cue
+    twice   question passage <newline> passage cue
 
-The orders in which white space and dots are stripped look arbitrary and are not: scores are compared with published
+The orders in which white space and dots are stripped look arbitrary but matter: scores are compared with published
 ones, and a stray blank before the answer has cost ports of this method twenty points.
 """
 
@@ -16,16 +16,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jrt_eval.errors import UserError, nearest
+from jrt_eval.prompts.variants import Filler, before_last_reading, check_variant
 
-VARIANTS = ("once", "twice")
 SWDE_MARKER = "Summary of information above..."
 TRIVIAQA_MARKS = ("[PAR]", "[DOC]", "[TLE]")
 
 
 class Parts(NamedTuple):
-    """passage: the cleaned document; question: what a twice prompt opens with; cue: what every prompt ends with.
+    """passage: the cleaned document. question: what a read-twice prompt begins with. cue: what every prompt ends with.
 
-    first: the passage's first reading, where it differs from the second (squad reads another field first).
+    first: the earlier readings of the passage, where they differ from the last (squad reads another field first).
     """
 
     passage: str
@@ -38,22 +38,22 @@ Style = Callable[[Mapping[str, Any], str, str], Parts]
 
 
 def cut_echo(passage: str, question: str, *, repeatedly: bool = True, match_case: bool = False) -> str:
-    """`passage` without the `question` that it ends with: the passage of a cloze task often ends with the cloze."""
-
-    def echoes() -> bool:
-        if match_case:
-            return passage.endswith(question)
-        return passage.lower().endswith(question.lower())
-
-    while question and passage and echoes():
-        passage = passage[: -len(question)]
+    """`passage` without the `question` at its end: the passage of a cloze task often ends with the cloze."""
+    tail = question if match_case else question.lower()
+    end = len(passage)
+    while tail and end > 0:
+        last = passage[max(0, end - len(question)) : end]
+        # Lower-casing may change a length ("İ"), so the characters that are cut must match by themselves.
+        if (last if match_case else last.lower()) != tail:
+            break
+        end -= len(question)
         if not repeatedly:
             break
-    return passage
+    return passage[: max(0, end)]
 
 
 def capitalised(key: str) -> str:
-    """`key` with its first letter upper-cased and the rest as it is."""
+    """`key` with its first letter in upper case and the rest unchanged."""
     return key[:1].upper() + key[1:]
 
 
@@ -75,7 +75,7 @@ def fda(doc: Mapping[str, Any], field: str, variant: str) -> Parts:
 
 
 def squad(doc: Mapping[str, Any], field: str, variant: str) -> Parts:
-    """The text ends with its own cloze, so there is no cue; a twice prompt reads the bare paragraph first."""
+    """The text ends with its own cloze, so there is no cue. Earlier readings are of the bare paragraph."""
     return Parts(doc[field].strip(), doc["question"].strip(), "", first=doc["context"].split("Question:", 1)[0])
 
 
@@ -120,15 +120,6 @@ STYLES: dict[str, Style] = {
 }
 
 
-def variant_of(name: Any) -> str:
-    """`once` (also written `default`) or `twice`, else `UserError`."""
-    if name == "default":
-        return "once"
-    if name not in VARIANTS:
-        raise UserError(f"unknown variant {name!r}{nearest(str(name), [*VARIANTS, 'default'])}: it is once or twice")
-    return str(name)
-
-
 def style_of(name: Any) -> Style:
     """The style called `name`, else `UserError`."""
     if name not in STYLES:
@@ -139,6 +130,20 @@ def style_of(name: Any) -> Style:
 def parts(style: str, variant: str, doc: Mapping[str, Any], field: str) -> Parts:
     """The parts of a document's prompt. `field` names the (windowed) document in `doc`.
 
-    Raises `UserError` for an unknown style or variant.
+    `once` has a cleaning of its own; all other variants share the one of `twice`, so that they differ from it in
+    nothing else. Raises `UserError` for an unknown style or variant.
     """
-    return style_of(style)(doc, field, variant_of(variant))
+    return style_of(style)(doc, field, check_variant(variant))
+
+
+def prompt(parts: Parts, variant: str, filler: Filler) -> str:
+    """The prompt of a variant. It never ends with a blank."""
+    earlier = parts.passage if parts.first is None else parts.first
+    before = before_last_reading(
+        variant,
+        opening=f"{parts.question} ",
+        first=f"{parts.question} {earlier}",
+        again=earlier,
+        filler=filler,
+    )
+    return f"{before}{parts.passage} {parts.cue}" if parts.cue else before + parts.passage

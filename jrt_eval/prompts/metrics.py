@@ -1,4 +1,4 @@
-"""Scores of one generation against its gold answers, each in [0, 1] and averaged with lm-eval's own `mean`."""
+"""Scores of one generation against its gold answers, each in [0, 1] and averaged with lm-eval's `mean`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def contains(generation: str, answers: Sequence[str]) -> float:
-    """1 if any answer occurs in the generation as a literal, ignoring case. The headline metric of the paper."""
-    return float(any(re.search(re.escape(answer), generation, re.IGNORECASE) for answer in answers))
+    """1 if any answer occurs in the generation as a literal, ignoring case. The headline metric of the paper.
+
+    A blank answer, which would occur in every generation, counts as none.
+    """
+    return float(any(a.strip() and re.search(re.escape(a), generation, re.IGNORECASE) for a in answers))
 
 
 def normalise(text: str) -> str:
@@ -24,12 +27,18 @@ def normalise(text: str) -> str:
 
 def exact_match(generation: str, answers: Sequence[str]) -> float:
     """1 if the normalised generation is one of the normalised answers."""
-    return float(any(normalise(generation) == normalise(answer) for answer in answers))
+    return float(normalise(generation) in _gold(answers))
 
 
 def f1(generation: str, answers: Sequence[str]) -> float:
     """The best F1 over the answers, of the multisets of normalised words; 1 if both are empty, 0 if one is."""
-    return max((_f1(normalise(generation).split(), normalise(answer).split()) for answer in answers), default=0.0)
+    return max((_f1(normalise(generation).split(), answer.split()) for answer in _gold(answers)), default=0.0)
+
+
+def _gold(answers: Sequence[str]) -> list[str]:
+    """Normalised answers. One that is left empty ("The", "...") counts only where no other answer has any words."""
+    normalised = [normalise(answer) for answer in answers]
+    return [answer for answer in normalised if answer] or normalised
 
 
 def _f1(predicted: list[str], gold: list[str]) -> float:

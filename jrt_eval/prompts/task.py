@@ -1,29 +1,29 @@
-"""The lm-eval task class behind our YAML files: `ConfigurableTask`, with our documents and a look at every prompt.
+"""The lm-eval task class behind our YAML files.
 
 A YAML that includes our template has `class: !function jrt_eval.prompts.task.ReadTwiceTask` and one key that stock
-tasks have not, `document:` (`jrt_eval.prompts.documents.DocumentSpec`). All else is lm-eval's: doc_to_text, ...
+tasks do not have: `document:` (`jrt_eval.prompts.documents.DocumentSpec`). Everything else is lm-eval's.
 
-What a run did to the documents stands in lm-eval's results files, under `configs.<task>.metadata.jrt`:
+What a run did to the documents is in lm-eval's results files, under `configs.<task>.metadata.jrt`:
 
-    documents       rows of the data set
-    dropped         of these, how many the window could not place; dropped_rows: which; dropped_why: why
-    without_answer  how many have no gold answer (they score 0)
-    context_length, answer_length, tokenizer, source   what the window was made with
-    prompts         how many prompts this process built
-    truncated       of these, how many lm-eval will cut; null where no tokenizer says how long they are
-    max_prompt_tokens, longest_prompt, tokens_lost     the limit, the longest prompt, the most that one loses
+    variant, base_task     the variant of the prompts, and the task's name without it
+    documents              rows of the data set
+    dropped                rows that the window could not place; dropped_rows: their indices; dropped_why: the reason
+    without_answer         documents without a gold answer, which score 0
+    context_length, answer_length, tokenizer, source   the settings of the window
+    prompts                prompts that this process built
+    truncated              prompts that lm-eval will cut; null where no tokenizer tells their length
+    max_prompt_tokens, longest_prompt, tokens_lost     the limit, the longest prompt, the most that one prompt loses
+    padded_by              how neutral text was measured, in tokens or in characters (variant padded)
+    jrt_eval_version       version of this package
 
-    jrt_eval_version   of this package
-
-and `truncated` is a metric too: the share of prompts that are cut, and 0 or 1 per sample. A sample's `doc` holds
-`jrt_prompt_tokens`, where a tokenizer counted them.
+`truncated` is also a metric: the share of prompts that are cut, and 0 or 1 per sample. A sample's `doc` holds
+`jrt_prompt_tokens` where a tokenizer counted them.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 import datasets
@@ -34,87 +34,88 @@ from tqdm import tqdm
 from jrt_eval._version import __version__
 from jrt_eval.errors import UserError
 from jrt_eval.models.context import context_length, context_length_of
+from jrt_eval.prompts import clean, tokenization
 from jrt_eval.prompts import documents as docs
-from jrt_eval.prompts import tokenization
 from jrt_eval.prompts.fewshot import OtherDocuments
+from jrt_eval.prompts.metadata import refuse_misspelt
 from jrt_eval.prompts.metrics import score
-from jrt_eval.prompts.windows import Budget
+from jrt_eval.prompts.rows import SourceRows, load_rows
+from jrt_eval.prompts.variants import Filler, neutral_characters, neutral_tokens
+from jrt_eval.prompts.windows import Budget, Window
 
-# The names that the templates' `!function` looks up.
+# Everything that the template's `!function` names is importable from here.
 __all__ = ["OtherDocuments", "ReadTwiceTask", "score"]
 
 logger = logging.getLogger(__name__)
 
 CONTEXT_LENGTH, ANSWER_LENGTH = 1000, 50  # the paper's Table 1
-_SETTINGS = ("context_length", "answer_length", "data_dir", "dataset", "tokenizer", "max_length")
 DEFAULT_NEW_TOKENS = 256  # lm-eval's, where generation_kwargs do not say
 
 
 class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
-    """A generation task over documents that are windowed around their answer and read once or twice."""
+    """A generation task over documents that are windowed around their answer and read once or more often."""
 
     def __init__(
         self, data_dir: str | None = None, cache_dir: str | None = None, download_mode: Any = None, config: Any = None
     ) -> None:
-        config = dict(config or {})
-        config.pop("class", None)
-        name = str(config.get("task"))
-        self.spec = docs.DocumentSpec.of(config.pop("document", None), name)
+        config = {key: value for key, value in (config or {}).items() if key != "class"}
+        self.spec = docs.DocumentSpec.of(config.pop("document", None), str(config.get("task")))
         metadata = config.get("metadata")
-        config["metadata"] = dict(metadata) if isinstance(metadata, Mapping) else {}
-        config["metadata"]["document"] = {
-            key: list(value) if isinstance(value, tuple) else value for key, value in vars(self.spec).items()
+        config["metadata"] = {
+            **(metadata if isinstance(metadata, Mapping) else {}),
+            "document": {
+                key: list(value) if isinstance(value, tuple) else value for key, value in vars(self.spec).items()
+            },
         }
-        # One split is read, and examples are rows of it.
+        # One split is read, and the few-shot examples are rows of it.
         config["test_split"] = config["fewshot_split"] = config.get("test_split") or "validation"
         self._tokenizer: tokenization.Tokenizer | None = None
+        self._filler: Filler = neutral_characters
         self._lengths: dict[int, int] = {}  # tokens of the prompt, by row
         self._limit = 0  # tokens that a prompt may have
         super().__init__(data_dir, cache_dir, download_mode, config)
 
+    # --- documents
+
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Load, check, window and clean the documents. Raises `UserError`."""
         config, metadata = self.config, self.config.metadata
-        split = config.test_split
         if not config.dataset_path:
             raise UserError(
                 f"task {config.task}: dataset_path is missing: give a hub id, or a folder's name under data_dir"
             )
-        _refuse_misspelt(metadata, config.task)
-        try:
-            budget = Budget.of(
-                metadata.get("context_length", CONTEXT_LENGTH), metadata.get("answer_length", ANSWER_LENGTH)
-            )
-        except UserError as error:
-            raise UserError(f"task {config.task}: {error}") from None
-        tokenizer = self._resolve_tokenizer(budget is not None)
-        rows = docs.load_rows(
+        refuse_misspelt(metadata, config.task)
+        budget = self._budget()
+        tokenizer = self._tokenizer = self._resolve_tokenizer(budget is not None)
+        if tokenizer is not None:
+            self._filler = neutral_tokens(lambda text: tokenizer.count([text])[0])
+        rows = load_rows(
             config.dataset_path,
-            split=split,
+            split=config.test_split,
             name=config.dataset_name,
             data_dir=metadata.get("data_dir"),
-            metadata_dataset=metadata.get("dataset"),
+            replacement=metadata.get("dataset"),
             **(dataset_kwargs or {}),
         )
         docs.check(rows, self.spec)
-        windows = None
-        if budget is not None and tokenizer is not None:
-            with tqdm(desc=f"Windows of {config.task}", unit=" docs", leave=False) as bar:
-
-                def start(total: int) -> docs.Progress:
-                    bar.reset(total)
-                    return bar.update
-
-                windows = docs.windows_of(rows, self.spec, tokenizer, budget, start)
-        documents, report = docs.prepare(rows, self.spec, windows)
-        self._tokenizer = tokenizer
-        self._report(rows, report, budget)
+        documents, report = docs.prepare(rows, self.spec, self._windows(rows, budget))
+        config.metadata["jrt"] = self._record(rows, report, budget)
+        self._warn(rows, report)
         if not documents:
             raise UserError(f"{rows.origin}: all {report.documents} documents dropped: {docs.TOO_SHORT}")
         try:
-            self.dataset = {split: datasets.Dataset.from_list(documents)}
+            self.dataset = {config.test_split: datasets.Dataset.from_list(documents)}
         except (pyarrow.ArrowException, TypeError) as error:
             raise UserError(f"{rows.origin}: a field to keep changes its type from row to row: {error}") from None
+
+    def _budget(self) -> Budget | None:
+        metadata = self.config.metadata
+        try:
+            return Budget.of(
+                metadata.get("context_length", CONTEXT_LENGTH), metadata.get("answer_length", ANSWER_LENGTH)
+            )
+        except UserError as error:
+            raise UserError(f"task {self.config.task}: {error}") from None
 
     def _resolve_tokenizer(self, needed: bool) -> tokenization.Tokenizer | None:
         try:
@@ -130,9 +131,23 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
             )
         return tokenizer
 
-    def _report(self, rows: docs.Rows, report: docs.Report, budget: Budget | None) -> None:
-        self.config.metadata["jrt"] = {
+    def _windows(self, rows: SourceRows, budget: Budget | None) -> list[Window | None] | None:
+        if budget is None or self._tokenizer is None:
+            return None
+        with tqdm(desc=f"Windows of {self.config.task}", unit=" docs", leave=False) as bar:
+
+            def start(total: int) -> docs.Progress:
+                bar.reset(total)
+                return bar.update
+
+            return docs.windows_of(rows, self.spec, self._tokenizer, budget, start)
+
+    def _record(self, rows: SourceRows, report: docs.Report, budget: Budget | None) -> dict[str, Any]:
+        variant, name = self.spec.variant, str(self.config.task)
+        return {
             "jrt_eval_version": __version__,
+            "variant": variant,
+            "base_task": name.removesuffix(f"_{variant}"),
             "documents": report.documents,
             "dropped": report.dropped,
             "dropped_rows": report.dropped_rows[:100],
@@ -144,7 +159,10 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
             "source": rows.origin,
             "prompts": None,
             "truncated": None,
+            "padded_by": ("tokens" if self._tokenizer else "characters") if variant == "padded" else None,
         }
+
+    def _warn(self, rows: SourceRows, report: docs.Report) -> None:
         if report.dropped:
             some = ", ".join(rows.place(row).rsplit(", ", 1)[-1] for row in report.dropped_rows[:5])
             logger.warning(
@@ -156,16 +174,24 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
             logger.warning("%s: %d of %d documents have no gold answer and score 0", self.config.task,
                            report.without_answer, report.documents)  # fmt: skip
 
+    # --- prompts
+
+    def doc_to_text(self, doc: Any, doc_to_text: Any = None) -> Any:
+        """The prompt of the task's variant, unless the YAML has a `doc_to_text` of its own."""
+        if doc_to_text is not None or self.config.doc_to_text is not None:
+            return super().doc_to_text(doc, doc_to_text)
+        parts = clean.Parts(doc["jrt_passage"], doc["jrt_question"], doc["jrt_cue"], doc.get("jrt_first"))
+        return clean.prompt(parts, self.spec.variant, self._filler)
+
     def build_all_requests(self, *args: Any, **kwargs: Any) -> None:
-        """lm-eval's, then count the prompts that are too long for the model, with their examples and chat template."""
+        """lm-eval's. Then count the prompts that are too long for the model, with their examples and chat template."""
         super().build_all_requests(*args, **kwargs)
         record = self.config.metadata["jrt"]
         record["prompts"] = len(self._instances)
         if self._tokenizer is None:
             return
         limit = self._limit = self._max_length() - self._new_tokens()
-        prompts = [_prompt(instance.args[0]) for instance in self._instances]
-        lengths = self._tokenizer.count(prompts)
+        lengths = self._tokenizer.count([_prompt(instance.args[0]) for instance in self._instances])
         over = [length - limit for length in lengths if length > limit]
         self._lengths = {i.doc["jrt_row"]: length for i, length in zip(self._instances, lengths, strict=True)}
         record |= {
@@ -175,7 +201,7 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
             "tokens_lost": max(over, default=0),
         }
         if over:
-            lost = "its question first" if self.spec.variant == "twice" else "the document's head first"
+            lost = "the document's head first" if self.spec.variant == "once" else "its question first"
             lost = "its examples first" if self.config.num_fewshot else lost
             logger.warning(
                 "%s: %d of %d prompts are longer than %d tokens (the model's %d less %d new ones): lm-eval cuts them "
@@ -203,6 +229,8 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
                 pass
         return context_length({}, tokenizer)
 
+    # --- scores
+
     def process_results(self, doc: dict[str, Any], results: Any) -> dict[str, Any]:
         """lm-eval's, and whether this document's prompt is cut, where that is known.
 
@@ -220,10 +248,3 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
 def _prompt(argument: Any) -> str:
     """A request's prompt; chat templates of API models wrap it."""
     return argument if isinstance(argument, str) else str(getattr(argument, "prompt", argument))
-
-
-def _refuse_misspelt(metadata: Mapping[str, Any], task: str | None) -> None:
-    """Other tasks have metadata of their own, so an unknown key is refused only where it nearly is one of ours."""
-    for key in sorted(metadata.keys() - set(_SETTINGS)):
-        if close := get_close_matches(key, _SETTINGS, n=1, cutoff=0.85):
-            raise UserError(f"task {task}: metadata has no key {key!r}; did you mean {close[0]!r}?")

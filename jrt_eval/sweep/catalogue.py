@@ -8,11 +8,14 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jrt_eval.errors import UserError, nearest
 from jrt_eval.plugin import register_models, task_folder
 from jrt_eval.settings import shown
+
+if TYPE_CHECKING:
+    from jrt_eval.prompts.derived import VariantIndex
 
 
 def check_model_types(types: Iterable[tuple[str, str]]) -> None:
@@ -64,12 +67,12 @@ class Catalogue:
         return digest.hexdigest()[:16]
 
     def _yaml(self, task: str) -> Path | None:
-        path = self._index[task].yaml_path
+        path = self._index[self._index.origin(task)].yaml_path
         return Path(path) if path else None
 
     def _leaves(self, name: str, where: str, above: tuple[str, ...]) -> Iterator[str]:
         if name not in self._index and not self._complete:
-            self._index = {**_lm_evals_own(), **self._index}
+            self._index = type(self._index)({**_lm_evals_own(), **self._index})
             self._complete = True
         if name not in self._index:
             known = list(self._index)
@@ -106,7 +109,9 @@ def _lm_evals_own() -> dict[str, Any]:
     return _index([], include_defaults=True)
 
 
-def _index(folders: list[str], *, include_defaults: bool) -> dict[str, Any]:
+def _index(folders: list[str], *, include_defaults: bool) -> VariantIndex:
     from lm_eval.tasks import TaskManager
 
-    return dict(TaskManager(include_path=folders or None, include_defaults=include_defaults).task_index)
+    from jrt_eval.prompts.derived import VariantIndex  # imports lm-eval
+
+    return VariantIndex(TaskManager(include_path=folders or None, include_defaults=include_defaults).task_index)

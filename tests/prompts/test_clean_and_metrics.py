@@ -75,8 +75,8 @@ def test_squad_reads_the_paragraph_first() -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(UserError, match="unknown variant 'thrice'"):
-        parts("drop", "thrice", {"text": "x", **CLOZE}, "text")
+    with pytest.raises(UserError, match="unknown variant 'thrise'"):
+        parts("drop", "thrise", {"text": "x", **CLOZE}, "text")
     with pytest.raises(UserError, match=r"unknown style 'swd' \(did you mean 'swde'\?\)"):
         parts("swd", "once", {"text": "x"}, "text")
 
@@ -86,6 +86,7 @@ def test_unknown_names() -> None:
     [
         ("it is PARIS.", ["paris"], 1), ("c++ code", ["C++"], 1), ("cc code", ["c+"], 0), ("a.b", ["a?b"], 0),
         ("", ["x"], 0), ("x", [], 0), ("no", ["yes", "NO"], 1), ("ſ", ["s"], 1),
+        ("anything", [""], 0), ("a thing", ["x", " "], 0),
     ],
 )  # fmt: skip
 def test_contains(generation: str, answers: list[str], expected: int) -> None:
@@ -106,6 +107,8 @@ def test_normalise() -> None:
         ("the", ["a"], 1, 1),  # both empty after normalisation
         ("", ["x"], 0, 0),
         ("x", [], 0, 0),
+        ("", ["Ms Zorblax", "..."], 0, 0),  # nothing is left of the second after normalisation
+        ("the", ["Ms Zorblax", ""], 0, 0),
     ],
 )
 def test_squad_metrics(generation: str, answers: list[str], match: float, overlap: float) -> None:

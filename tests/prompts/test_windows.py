@@ -9,7 +9,7 @@ import pytest
 
 from jrt_eval.errors import UserError
 from jrt_eval.prompts import tokenization, windows
-from jrt_eval.prompts.windows import Budget, Source, answer_position, cut, find, span, tidy, unfit
+from jrt_eval.prompts.windows import Budget, UncutDocument, answer_position, cut, find, span, tidy, unfit
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +34,15 @@ def test_find_is_a_literal_that_ignores_case(text: str, literal: str, at: int) -
 
 
 def test_position_is_the_first_of_all_anchors() -> None:
-    assert answer_position(Source("  maker: Acme", ("acme", "maker"))) == 0  # in the stripped text
-    assert answer_position(Source("by Acme", ("maker", "acme"))) == 3
-    assert answer_position(Source("by Acme", ())) == 0
-    assert answer_position(Source("by Acme", ("none",))) == -1
+    assert answer_position(UncutDocument("  maker: Acme", ("acme", "maker"))) == 0  # in the stripped text
+    assert answer_position(UncutDocument("by Acme", ("maker", "acme"))) == 3
+    assert answer_position(UncutDocument("by Acme", ())) == 0
+    assert answer_position(UncutDocument("by Acme", ("none",))) == -1
 
 
 def test_alternatives_only_where_no_anchor_matches() -> None:
-    assert answer_position(Source("ab cd ef", ("zz",), ("yy", "EF", "ab"))) == 6
-    assert answer_position(Source("ab cd ef", ("cd",), ("ab",))) == 3
+    assert answer_position(UncutDocument("ab cd ef", ("zz",), ("yy", "EF", "ab"))) == 6
+    assert answer_position(UncutDocument("ab cd ef", ("cd",), ("ab",))) == 3
 
 
 def test_short_anchors_drop() -> None:
@@ -68,7 +68,7 @@ def test_span(answer: int, tokens: int, budget: int, expected: tuple[int, int]) 
     assert span(answer, tokens, budget) == expected
 
 
-def plain_window(source: Source, tokenizer: tokenization.Tokenizer, n: int) -> str:
+def plain_window(source: UncutDocument, tokenizer: tokenization.Tokenizer, n: int) -> str:
     """The definition, word by word, without any batching."""
     text = source.text.strip()
     (ids,) = tokenizer.encode([text])
@@ -95,7 +95,9 @@ def test_windows_are_the_definitions(name: str, context_length: int, shared: Pat
         where = rng.randrange(size)
         anchor = passage[where : where + rng.randrange(2, 20)]
         missing = rng.random() < 0.3
-        sources.append(Source(f" {passage}\n", ("zqzq" if missing else anchor,), (), rng.choice([None, 0, 3, 400])))
+        sources.append(
+            UncutDocument(f" {passage}\n", ("zqzq" if missing else anchor,), (), rng.choice([None, 0, 3, 400]))
+        )
     sources = [source for source in sources if not unfit(source.anchors)]
     got = cut(sources, tokenizer, Budget(context_length))
     expected = [plain_window(source, tokenizer, context_length - 50) for source in sources]
@@ -104,13 +106,13 @@ def test_windows_are_the_definitions(name: str, context_length: int, shared: Pat
 
 def test_tok_pos_counts_only_where_nothing_matches_and_the_document_is_long(gpt2: tokenization.Tokenizer) -> None:
     text = "one two three four five six seven eight nine ten " * 10
-    near, far = (cut([Source(text, ("absent",), (), at)], gpt2, Budget(70))[0] for at in (10, None))
+    near, far = (cut([UncutDocument(text, ("absent",), (), at)], gpt2, Budget(70))[0] for at in (10, None))
     assert near
     assert far
     assert (near.start, near.end, near.answer_position) == (0, 20, 10)
     assert far.answer_position is None
     assert far.end == far.document_tokens
-    found = cut([Source(text, ("three",), (), 90)], gpt2, Budget(70))[0]
+    found = cut([UncutDocument(text, ("three",), (), 90)], gpt2, Budget(70))[0]
     assert found
     assert found.answer_position == 2 + 1
 
@@ -120,7 +122,7 @@ def test_order_chunks_and_neighbours_change_nothing(
 ) -> None:
     rng = random.Random(1)
     words = ["alpha", "beta", "gamma,", "delta.", "epsilon\nzeta", "eta's", "theta"]
-    sources = [Source(" ".join(rng.choices(words, k=rng.randrange(5, 300))), ("delta",)) for _ in range(40)]
+    sources = [UncutDocument(" ".join(rng.choices(words, k=rng.randrange(5, 300))), ("delta",)) for _ in range(40)]
     together = cut(sources, gpt2, Budget(100))
     alone = [cut([source], gpt2, Budget(100))[0] for source in sources]
     assert together == alone
@@ -131,7 +133,7 @@ def test_order_chunks_and_neighbours_change_nothing(
 
 
 def test_dropped_documents_keep_the_places_of_the_others(gpt2: tokenization.Tokenizer) -> None:
-    got = cut([Source("ab", ("a",)), Source("ab cd", ("cd",)), Source("", ())], gpt2, Budget(60))
+    got = cut([UncutDocument("ab", ("a",)), UncutDocument("ab cd", ("cd",)), UncutDocument("", ())], gpt2, Budget(60))
     assert got[0] is None
     assert [window.text for window in got[1:] if window] == ["ab cd", ""]
 

@@ -272,3 +272,10 @@ def test_estimates_count_rows_windows_both_readings_and_limits(tmp_path: Path) -
     (tmp_path / "based-fda" / "validation.jsonl").write_text('{"text": "' + "a" * 400 + '"}\n' * 1)
     local = estimate.task_size("jrt_fda", {"data_dir": str(tmp_path)}, None, None)
     assert (local.prompts, local.tokens) == (1, 100 + 15 + 48)
+
+
+def test_variants_of_any_task_have_the_digest_of_their_files() -> None:
+    catalogue = Catalogue()
+    assert catalogue.expand(["jrt_padded"], "here")[0] == "jrt_swde_padded"
+    assert catalogue.expand(["ai2_arc_twice"], "here") == ["arc_challenge_twice", "arc_easy_twice"]
+    assert catalogue.digest("arc_easy_twice") == catalogue.digest("arc_easy") != catalogue.digest("jrt_swde_padded")

@@ -15,12 +15,12 @@ from jrt_eval.plugin import task_folder
 @pytest.fixture(scope="session")
 def load() -> Callable[..., Any]:
     """`load("jrt_swde", data_dir=..., tokenizer=...)`: the task that TaskManager makes with these metadata."""
-    from lm_eval.tasks import TaskManager, get_task_dict
+    from lm_eval.tasks import TaskManager
 
     def load_task(name: str, *, include: Path | None = None, **metadata: Any) -> Any:
         folders = [str(task_folder()), *([str(include)] if include else [])]
         manager = TaskManager(include_path=folders, include_defaults=False, metadata=metadata)
-        return get_task_dict([name], manager)[name]
+        return manager.load([name])["tasks"][name]
 
     return load_task
 

@@ -73,8 +73,8 @@ def test_rows(
         ({"context_length": -3.0}, "context_length is -3:"),
         ({"context_length": 50}, "more than answer_length (50)"),
         ({"context_length": 10.5}, "context_length is 10.5"),
-        ({"context_length": "long"}, "whole number"),
-        ({"context_length": True}, "whole number"),
+        ({"context_length": "long"}, "integer"),
+        ({"context_length": True}, "integer"),
         ({"context_length": 100, "answer_length": -1}, "answer_length is -1"),
         ({"data_dir": "/nowhere/at/all"}, "'/nowhere/at/all' is not a folder"),
         ({"dataset": 7}, "must be a hub id"),
@@ -130,7 +130,10 @@ def test_hub_without_network(load: Callable[..., Any], monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("document", "said"),
     [
-        ("{text: context, answers: answers, question: question, variant: thrice}", "unknown variant 'thrice'"),
+        (
+            "{text: context, answers: answers, question: question, variant: twise}",
+            "unknown variant 'twise' (did you mean 'twice'?)",
+        ),
         ("{text: context, answers: answers, question: question, style: sqad}", "did you mean 'squad'"),
         ("{text: context, answer: answers}", "unknown key 'answer' (did you mean 'answers'?)"),
         ("{answers: answers, question: question}", "'text' is missing"),
@@ -147,7 +150,7 @@ def test_document_in_yaml(
 ) -> None:
     from jrt_eval.plugin import task_folder
 
-    include = task_folder() / "template" / "read_once_yaml"
+    include = task_folder() / "template" / "task_yaml"
     (tmp_path / "mine.yaml").write_text(
         f"include: {include}\ntask: mine\ndataset_path: based_drop\ndocument: {document}\n"
     )
