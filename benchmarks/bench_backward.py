@@ -12,10 +12,10 @@ import torch
 
 from jrt_eval.bench.timing import medians
 from jrt_eval.errors import UserError
-from jrt_eval.training import parallel
 
 try:
-    from jrt_eval.kernels import backward, backward_triton, cuda, taylor_linear_attention
+    from jrt_eval.kernels import taylor_linear_attention
+    from jrt_eval.kernels.taylor_linear_attention import backward, cuda, triton
 except UserError as error:  # no CUDA kernels here
     raise SystemExit(f"bench_backward.py: {error}") from None
 
@@ -41,9 +41,9 @@ def point(batch: int, length: int) -> str:
         x.requires_grad_()
     kept = cuda._gradients
     for name, backend, module in (
-        ("Triton", "cuda", backward_triton),
+        ("Triton", "cuda", triton),
         ("PyTorch", "cuda", backward),
-        ("parallel", parallel.NAME, backward),
+        ("parallel", "parallel", backward),
     ):
         cuda._gradients = lambda *_, module=module: module  # type: ignore[misc, assignment]
         try:

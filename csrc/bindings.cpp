@@ -5,8 +5,8 @@
 #include <new>
 #include <string>
 
-#include "cpu.hpp"
-#include "quick_step.hpp"
+#include "common/cpu.hpp"
+#include "taylor_linear_attention/quick_step.hpp"
 
 #ifdef _OPENMP
 #include <omp.h>

@@ -1,9 +1,9 @@
 // Compiled once per instruction set, with that set's flags and JRT_AVX512, JRT_AVX2 or neither.
-#include "conv.hpp"
-#include "linear_attention.hpp"
-#include "linear_backward.hpp"
-#include "taylor_step.hpp"
-#include "window.hpp"
+#include "short_conv/short_conv.hpp"
+#include "taylor_linear_attention/taylor_linear_attention.hpp"
+#include "taylor_linear_attention/backward.hpp"
+#include "taylor_linear_attention/step.hpp"
+#include "sliding_window_attention/sliding_window_attention.hpp"
 
 #if defined(JRT_AVX512)
 #define JRT_TABLE table_avx512

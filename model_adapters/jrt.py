@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from jrt_eval.errors import UserError, nearest
 from jrt_eval.kernels import linear
+from jrt_eval.kernels.dispatch import BACKENDS
 from jrt_eval.models.auto import load_model
 from jrt_eval.models.context import context_length
 from jrt_eval.models.interface import LanguageModel
@@ -36,7 +37,6 @@ from jrt_eval.models.weights import as_dtype
 log = logging.getLogger(__name__)
 
 SHORT_PROMPTS = ("left_pad", "read_twice", "iterate")
-BACKENDS = ("auto", "torch", "cpu", "cuda", "fla")
 _CPU_TOKENS = 8192  # batch_size=auto off the GPU: so many tokens at once, where more only take memory
 
 _ARGUMENTS = [
@@ -114,10 +114,10 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
                 f"short_prompt={short_prompt} is not known, these are: {', '.join(SHORT_PROMPTS)}"
                 + nearest(str(short_prompt), list(SHORT_PROMPTS))
             )
-        if backend not in BACKENDS:
+        if backend not in ("auto", *BACKENDS):
             raise UserError(
-                f"backend={backend} is not known, these are: {', '.join(BACKENDS)}"
-                + nearest(str(backend), list(BACKENDS))
+                f"backend={backend} is not known, these are: {', '.join(('auto', *BACKENDS))}"
+                + nearest(str(backend), ["auto", *BACKENDS])
             )
         self.short_prompt = short_prompt
         self.revision = None if revision is None else str(revision)

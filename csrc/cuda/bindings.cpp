@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "args.hpp"
+#include "cuda/args.hpp"
 
 namespace py = pybind11;
 

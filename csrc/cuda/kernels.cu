@@ -2,11 +2,11 @@
 #include <algorithm>
 #include <cmath>
 
-#include "conv.cuh"
-#include "generic.cuh"
-#include "hopper.cuh"
-#include "prefill.cuh"
-#include "step.cuh"
+#include "short_conv/short_conv.cuh"
+#include "taylor_linear_attention/generic.cuh"
+#include "taylor_linear_attention/hopper.cuh"
+#include "taylor_linear_attention/tensor_cores.cuh"
+#include "taylor_linear_attention/step.cuh"
 
 namespace jrt_cuda {
 namespace {

@@ -3,8 +3,8 @@
 //
 // A tile is 64 tokens of one row and head by 16 or 64 columns; its 32- or 128-byte rows are swizzled as in wgmma.cuh.
 #pragma once
-#include "args.hpp"
-#include "device.cuh"
+#include "cuda/args.hpp"
+#include "cuda/device.cuh"
 
 #ifndef JRT_EMULATE
 #include <cuda.h>

@@ -8,7 +8,7 @@
 // p ^ (r % 8) in a 128-byte row, at p ^ (r / 2 % 4) in a 64-byte row, at p ^ (r / 4 % 2) in a 32-byte row. Tiles start at multiples of
 // eight rows.
 #pragma once
-#include "device.cuh"
+#include "cuda/device.cuh"
 
 namespace jrt_cuda {
 

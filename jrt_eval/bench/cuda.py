@@ -22,7 +22,7 @@ from jrt_eval.bench.cuda_forms import CAUSAL, OURS, OURS_PREFIX, PREFIX, SOFTMAX
 from jrt_eval.bench.kernels import minimal_flops
 from jrt_eval.bench.tables import time_text
 from jrt_eval.bench.timing import Copy, Matmul, Timing, synchronize, timings
-from jrt_eval.kernels import TaylorState, num_features, taylor_linear_attention, taylor_step
+from jrt_eval.kernels import TaylorState, num_features, taylor_linear_attention, taylor_linear_attention_step
 from jrt_eval.models.recurrent.graphs import record
 
 LENGTHS = [2**n for n in range(11, 18)]  # at BATCH rows
@@ -150,7 +150,7 @@ def _parts(shape: HeadShape, point: PrefillSize) -> tuple[int, int]:
     """Into how many parts our kernels cut a sequence and the encoder's."""
     if shape.device.type != "cuda":
         return 1, 1
-    from jrt_eval.kernels import cuda
+    from jrt_eval.kernels.taylor_linear_attention import cuda
 
     processors = torch.cuda.get_device_properties(shape.device).multi_processor_count
     rows = point.batch * shape.heads
@@ -308,12 +308,14 @@ def decode(shape: HeadShape, batch: int, ceilings: Ceilings) -> list[GpuTiming]:
         return lambda: step(next(states))
 
     def ours(state: TaylorState) -> Tensor:
-        return taylor_step(q, k, v, state)
+        return taylor_linear_attention_step(q, k, v, state)
 
     candidates: dict[str, Callable[[], Callable[[], object]]] = {
         "jrt-eval, CUDA graph": lambda: _graph(ours, fresh(n)),
         "jrt-eval": lambda: around(ours, n),
-        "PyTorch, in place, symmetric": lambda: around(lambda state: taylor_step(q, k, v, state, backend="torch"), n),
+        "PyTorch, in place, symmetric": lambda: around(
+            lambda state: taylor_linear_attention_step(q, k, v, state, backend="torch"), n
+        ),
         "PyTorch, as released": lambda: around(
             lambda state: alternatives.naive_step(*wide, *state), 1 + shape.d + shape.d**2
         ),

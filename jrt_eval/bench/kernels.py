@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jrt_eval.bench import alternatives
 from jrt_eval.bench.timing import Matmul, Timing, timings
-from jrt_eval.kernels import TaylorState, num_features, taylor_linear_attention, taylor_step
+from jrt_eval.kernels import TaylorState, num_features, taylor_linear_attention, taylor_linear_attention_step
 
 OURS = "jrt-eval"
 LENGTHS = [128, 512, 2048, 4096, 8192, 32768, 131072]
@@ -150,8 +150,8 @@ def decode(shape: BatchShape) -> list[CpuTiming]:
     ours, reference = (TaylorState(*fresh(num_features(shape.d))) for _ in range(2))
     released = fresh(1 + shape.d + shape.d**2)
     runs: dict[str, Callable[[], object]] = {
-        OURS: lambda: taylor_step(q, k, v, ours),
-        "PyTorch, in place, symmetric": lambda: taylor_step(q, k, v, reference, backend="torch"),
+        OURS: lambda: taylor_linear_attention_step(q, k, v, ours),
+        "PyTorch, in place, symmetric": lambda: taylor_linear_attention_step(q, k, v, reference, backend="torch"),
         "PyTorch, as released": lambda: alternatives.naive_step(q, k, v, *released),
     }
     with torch.no_grad():
@@ -163,7 +163,7 @@ def call_overhead(device: torch.device) -> float:
     x = torch.ones(1, 1, 1, device=device)
     state = TaylorState(torch.zeros(1, 1, 3, 1, device=device), torch.ones(1, 1, 3, device=device))
     with torch.no_grad():
-        return timings({"step": lambda: taylor_step(x, x, x, state)}, device, rounds=15)["step"].median
+        return timings({"step": lambda: taylor_linear_attention_step(x, x, x, state)}, device, rounds=15)["step"].median
 
 
 def measure(

@@ -12,7 +12,7 @@ import torch
 
 from jrt_eval import kernels
 from jrt_eval.bench.timing import synchronize
-from jrt_eval.kernels.registry import FUSED, OPERATORS
+from jrt_eval.kernels.dispatch import OPERATORS
 from jrt_eval.models.recurrent import model as models
 
 
@@ -31,7 +31,9 @@ class ModelTiming:
 def _adding_up(device: torch.device, total: dict[str, float], network: Any) -> Iterator[None]:
     """Adds the time spent in the mixers, and in the operators that they call, to `total`."""
     depth = [0]
-    kept = {name: getattr(kernels, name) for name in (*OPERATORS, *FUSED)}
+    kept = {
+        name: getattr(kernels, name) for functions in OPERATORS.values() for name in functions if hasattr(kernels, name)
+    }
 
     def watch(run: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*args: Any, **kwargs: Any) -> Any:

@@ -1,24 +1,32 @@
-"""The Python face of the compiled kernels: one function per operator, each with a PyTorch reference.
+"""The operators of recurrent models: one folder each, with a PyTorch reference and faster implementations.
 
-`api` has the operators, `reference` says in PyTorch what they compute, `registry` which implementation a call takes.
+Tensors are (batch, length, heads, dim) unless said otherwise. Inputs are float32, bfloat16 or float16 (the reference also takes
+float64), of any strides; outputs have the dtype of v; sums and states are float32 (float64 for float64). Rows of a batch are
+padded on the right: causality keeps the outputs before the padding exact, and `mask` or `lengths` keep padding out of the final
+states. `backend` is "auto" or a name in `jrt_eval.kernels.dispatch.BACKENDS`; "torch" is the reference, differentiable, on any
+device. Wrong shapes, dtypes, devices and backends raise UserError.
 """
 
 from __future__ import annotations
 
-from jrt_eval.kernels.api import (
-    causal_dot_product,
-    encode_prefix,
-    gated_short_conv,
-    gated_short_conv_step,
-    prefix_linear_attention,
-    sliding_window_attention,
-    sliding_window_step,
-    taylor_linear_attention,
-    taylor_step,
-)
+from jrt_eval.kernels import dispatch
+from jrt_eval.kernels.causal_dot_product import causal_dot_product
 from jrt_eval.kernels.compiled import Status, status
-from jrt_eval.kernels.features import feature_map, num_features
-from jrt_eval.kernels.states import TaylorState, WindowState
+from jrt_eval.kernels.short_conv import short_conv, short_conv_step
+from jrt_eval.kernels.sliding_window_attention import (
+    WindowState,
+    sliding_window_attention,
+    sliding_window_attention_step,
+)
+from jrt_eval.kernels.taylor_linear_attention import (
+    TaylorState,
+    encode_prefix,
+    feature_map,
+    num_features,
+    prefix_linear_attention,
+    taylor_linear_attention,
+    taylor_linear_attention_step,
+)
 
 __all__ = [
     "Status",
@@ -27,13 +35,15 @@ __all__ = [
     "causal_dot_product",
     "encode_prefix",
     "feature_map",
-    "gated_short_conv",
-    "gated_short_conv_step",
     "num_features",
     "prefix_linear_attention",
+    "short_conv",
+    "short_conv_step",
     "sliding_window_attention",
-    "sliding_window_step",
+    "sliding_window_attention_step",
     "status",
     "taylor_linear_attention",
-    "taylor_step",
+    "taylor_linear_attention_step",
 ]
+
+dispatch.load()

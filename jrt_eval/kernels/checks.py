@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from jrt_eval.errors import UserError
-from jrt_eval.kernels.features import num_features
 
 FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 
@@ -55,17 +54,6 @@ def shaped(operator: str, name: str, x: Tensor, shape: tuple[int, ...], device: 
         fail(f"{operator}: {name} is on {x.device}, the other tensors on {device}")
 
 
-def taylor_state(operator: str, kv: Tensor, k: Tensor, v: Tensor, feature_dim: int, in_place: bool) -> None:
-    """A TaylorState for values like v (batch, ..., heads, head_dim)."""
-    batch, heads, n = v.shape[0], v.shape[-2], num_features(feature_dim)
-    shaped(operator, "state.kv", kv, (batch, heads, n, v.shape[-1]), v.device)
-    shaped(operator, "state.k", k, (batch, heads, n), v.device)
-    if in_place:
-        for name, x in (("state.kv", kv), ("state.k", k)):
-            held_in(operator, name, x, wide(v.dtype))
-            writable(operator, name, x)
-
-
 def writable(operator: str, name: str, x: Tensor) -> None:
     """Updated in place, so no two elements of it may share memory, and autograd must not need its old value."""
     if not x.is_contiguous():
@@ -103,11 +91,6 @@ def _span(x: Tensor) -> tuple[int, int]:
         return first, first + x.nbytes
     reach = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     return first, first + (reach + 1) * x.element_size()
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """What sums are held in."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 def held_in(operator: str, name: str, x: Tensor, dtype: torch.dtype) -> None:

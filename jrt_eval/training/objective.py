@@ -80,8 +80,6 @@ def is_mamba(config: Mapping[str, Any]) -> bool:
 
 def build_model(config: Mapping[str, Any], backend: str, seed: int, device: str = "cpu") -> nn.Module:
     """A model with random weights that depend only on `seed`; on the device "meta" it has no values."""
-    from jrt_eval.training import parallel  # noqa: F401 - registers the backend `parallel`
-
     if is_mamba(config):
         from jrt_eval.training.mamba import MambaLM
 

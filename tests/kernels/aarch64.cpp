@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include "args.hpp"
+#include "common/args.hpp"
 
 using namespace jrt;
 

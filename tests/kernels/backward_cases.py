@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jrt_eval.kernels import TaylorState, feature_map, num_features, reference
+from jrt_eval.kernels import TaylorState, feature_map, num_features
+from jrt_eval.kernels.taylor_linear_attention import reference
 
 
 @dataclass(frozen=True)

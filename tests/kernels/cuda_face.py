@@ -21,10 +21,11 @@ for name in ("linear", "step", "conv"):
     setattr(stand_in, name, lambda *args, name=name: calls.append((name, args)))
 sys.modules["jrt_eval._cuda"] = stand_in
 
-from jrt_eval.kernels import cuda  # noqa: E402
+from jrt_eval.kernels.short_conv import cuda as conv  # noqa: E402
+from jrt_eval.kernels.taylor_linear_attention import cuda  # noqa: E402
 
-cuda._facts = lambda _: (132, 232448, True)  # type: ignore[assignment]  # an H200's
-cuda._stream = lambda _: 0
+cuda.facts = lambda _: (132, 232448, True)  # type: ignore[assignment]  # an H200's
+cuda.stream = conv.stream = lambda _: 0  # type: ignore[assignment]
 torch.cuda.device = lambda _: contextlib.nullcontext()  # type: ignore[assignment, misc]
 
 
@@ -84,8 +85,8 @@ with torch.no_grad():
     cuda._linear(one, one, random(1, 5, 1, 64), None, None, None, None, True, False)
     assert calls[-1][1][-2] == cuda.TENSOR_CORES  # a step that is none, but not of whole blocks
     state = random(2, 4, 153, 64).float(), random(2, 4, 153).float()
-    cuda._taylor_step(random(2, 4, 16), random(2, 4, 16), random(2, 4, 64), *state, None)
-    cuda._gated_conv(random(2, 9, 6), random(2, 9, 6), random(6, 1, 3), None, None, torch.tensor([3, 99]))
+    cuda._step(random(2, 4, 16), random(2, 4, 16), random(2, 4, 64), *state, None)
+    conv._short_conv(random(2, 9, 6), random(2, 9, 6), random(6, 1, 3), None, None, torch.tensor([3, 99]))
 
 for called in ("linear", "step", "conv"):
     counts = {len(args) for name, args in calls if name == called}

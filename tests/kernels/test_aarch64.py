@@ -33,10 +33,11 @@ def run(*command: str) -> None:
     assert found.returncode == 0, found.stderr
 
 
-@pytest.mark.parametrize("source", ["kernels.cpp", "cpu.cpp", "absent.cpp"])
+@pytest.mark.parametrize("source", ["kernels.cpp", "common/cpu.cpp", "common/absent.cpp"])
 def test_compiles_for_aarch64(compiler: str, source: str, tmp_path: Path) -> None:
     made = tmp_path / "object.o"
     flags = ["-std=c++17", "-O0", "-fPIC", "-fopenmp", "-Wall", "-Wextra", "-Werror", "-Wno-maybe-uninitialized"]
+    flags += ["-I", str(ROOT / "csrc")]
     run(compiler, *flags, "-c", str(ROOT / "csrc" / source), "-o", str(made))
     assert made.read_bytes()[18:20] == b"\xb7\x00"  # ELF machine 183: AArch64
 
@@ -48,7 +49,7 @@ def program(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> list[str
     if emulator is None:
         pytest.skip(f"no {EMULATOR} (Debian: apt-get install qemu-user)")
     made = tmp_path_factory.mktemp("aarch64") / "kernels"
-    sources = [ROOT / "csrc" / name for name in ("kernels.cpp", "cpu.cpp")]
+    sources = [ROOT / "csrc" / name for name in ("kernels.cpp", "common/cpu.cpp")]
     sources.append(ROOT / "tests" / "kernels" / "aarch64.cpp")
     # -O1 with fused multiply-adds, as the build has them: what NEON's code for the vectors is, -O0 would not show
     flags = ["-std=c++17", "-O1", "-ffp-contract=fast", "-static", "-w", "-I", str(ROOT / "csrc")]

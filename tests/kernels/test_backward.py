@@ -12,8 +12,10 @@ import pytest
 import torch
 from backward_cases import CASES, Case, errors
 
-from jrt_eval.kernels import backward, feature_map, num_features, reference
-from jrt_eval.kernels.features import feature_map_backward
+from jrt_eval.kernels import causal_dot_product, feature_map, num_features
+from jrt_eval.kernels.causal_dot_product import backward as causal
+from jrt_eval.kernels.taylor_linear_attention import backward
+from jrt_eval.kernels.taylor_linear_attention.features import feature_map_backward
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 4, 7, 16])
@@ -30,7 +32,7 @@ def bound(case: Case) -> float:
 
 @pytest.mark.parametrize("name", CASES)
 def test_in_pytorch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backward, "SEGMENT", 64)  # several of them
+    monkeypatch.setattr(causal, "SEGMENT", 64)  # several of them
     found = errors(backward, CASES[name])
     assert max(found, default=0) < bound(CASES[name]), found
 
@@ -38,16 +40,16 @@ def test_in_pytorch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("stateful", [False, True])
 @pytest.mark.parametrize("length", [0, 1, 64, 200])
 def test_causal_product_in_pytorch(length: int, stateful: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backward, "SEGMENT", 128)
+    monkeypatch.setattr(causal, "SEGMENT", 128)
     g = torch.Generator().manual_seed(0)
     shapes = (2, length, 2, 5), (2, length, 2, 5), (2, length, 2, 7), (2, 2, 5, 7)
     q, k, v, state = (torch.randn(s, generator=g, dtype=torch.float64).requires_grad_() for s in shapes)
-    y, final = reference.causal_dot_product(q, k, v, state if stateful else None)
+    y, final = causal_dot_product(q, k, v, state if stateful else None)
     gy, gs = (torch.randn(x.shape, generator=g, dtype=torch.float64) for x in (y, final))
     inputs = [q, k, v, state] if stateful else [q, k, v]
     want = torch.autograd.grad((y * gy).sum() + (final * gs).sum(), inputs, materialize_grads=True)
     given = state.detach() if stateful else None
-    got = backward.causal_product_backward(q.detach(), k.detach(), v.detach(), given, gy, gs)
+    got = causal.causal_dot_product_backward(q.detach(), k.detach(), v.detach(), given, gy, gs)
     for mine, theirs in zip(got, want, strict=False):
         assert oracle.error(mine, theirs) < 1e-12
 
@@ -71,7 +73,7 @@ def test_triton_kernels_on_the_processor() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
 @pytest.mark.parametrize("name", [name for name in CASES if name != "wide"])  # wider than `cuda` gives them in float32
 def test_triton_kernels_on_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    backward_triton = pytest.importorskip("jrt_eval.kernels.backward_triton")
+    backward_triton = pytest.importorskip("jrt_eval.kernels.taylor_linear_attention.triton")
     monkeypatch.setattr(backward_triton, "SHORTEST", CASES[name].shortest)
     found = errors(backward_triton, CASES[name], "cuda")
     assert max(found) < bound(CASES[name]), found

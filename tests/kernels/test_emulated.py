@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jrt_eval.kernels import TaylorState, feature_map, gated_short_conv, num_features, taylor_step
+from jrt_eval.kernels import TaylorState, feature_map, num_features, short_conv, taylor_linear_attention_step
 
 ROOT = Path(__file__).parents[2]
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -63,7 +63,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     if compiler is None:
         pytest.skip("no g++ to build the emulation with")
     library = tmp_path_factory.mktemp("emulated") / "kernels.so"
-    here = ["-I", str(ROOT / "tests" / "kernels"), "-I", str(ROOT / "csrc" / "cuda")]
+    here = ["-I", str(ROOT / "tests" / "kernels"), "-I", str(ROOT / "csrc"), "-I", str(ROOT / "csrc" / "cuda")]
     build = [compiler, "-O1", "-std=c++17", "-DJRT_EMULATE", "-DJRT_HOPPER", "-w", "-fPIC", "-shared", *here]
     made = subprocess.run(
         [*build, str(ROOT / "tests" / "kernels" / "emulate.cpp"), "-o", str(library)], capture_output=True, text=True
@@ -211,7 +211,7 @@ def test_step(emulated: ctypes.CDLL, dtype: torch.dtype, d: int, f: int) -> None
     v = torch.randn(2, 2, f, generator=g).to(dtype)
     state = TaylorState(torch.randn(2, 2, n, f, generator=g), torch.rand(2, 2, n, generator=g) + n)
     want_state = TaylorState(state.kv.clone(), state.k.clone())
-    want = taylor_step(q, k, v, want_state, backend="torch")
+    want = taylor_linear_attention_step(q, k, v, want_state, backend="torch")
     y = poison(2, 2, f, dtype=dtype)
     step = Step(view(q), view(k), view(v), at(y), at(state.kv), at(state.k), 0, 2, 2, d, n, f, DTYPES[dtype])
     assert emulated.emulated_step(ctypes.byref(step)) == 0
@@ -234,7 +234,7 @@ def test_conv(emulated: ctypes.CDLL, length: int, channels: int, width: int, dty
     bias = torch.randn(channels, generator=g).to(dtype)
     state = torch.randn(2, width - 1, channels, generator=g)
     lengths = torch.tensor([length, length // 2])
-    want, want_state = gated_short_conv(a, b, weight, bias, state, lengths=lengths, backend="torch")
+    want, want_state = short_conv(a, b, weight, bias, state, lengths=lengths, backend="torch")
     y, state_out = poison(2, length, channels, dtype=dtype), poison(2, width - 1, channels)
     views = (View(x.data_ptr(), *x.stride()[:2], 0, x.stride(2)) for x in (a, b))
     where = (at(y), at(weight), at(bias), at(state), at(state_out), at(lengths))

@@ -17,7 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from jrt_eval.kernels import TaylorState, feature_map, fla, reference, registry, taylor_linear_attention
+from jrt_eval.kernels import TaylorState, dispatch, feature_map, taylor_linear_attention
+from jrt_eval.kernels.causal_dot_product import fla as product
+from jrt_eval.kernels.causal_dot_product.reference import causal_dot_product
+from jrt_eval.kernels.taylor_linear_attention import fla, reference
 
 calls: list[dict[str, Any]] = []
 
@@ -33,7 +36,7 @@ def stand_in(
     assert all(x.is_contiguous() for x in (q, k, v))
     assert initial_state is None or initial_state.dtype == torch.float32
     scale = k.shape[-1] ** -0.5 if scale is None else scale
-    y, final = reference.causal_dot_product((q * scale).float(), k.float(), v.float(), initial_state)
+    y, final = causal_dot_product((q * scale).float(), k.float(), v.float(), initial_state)
     if normalize:
         y = y / (q * scale * k.cumsum(1)).sum(-1, keepdim=True)
     return y.to(q.dtype), final if output_final_state else None
@@ -46,10 +49,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("fla", "fla.ops"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, "fla.ops.linear_attn", module)
-    fla._product.cache_clear()
+    product._operator.cache_clear()
     calls.clear()
     yield
-    fla._product.cache_clear()
+    product._operator.cache_clear()
 
 
 def inputs(length: int = 70, d: int = 16, f: int = 24, heads: int = 2) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,9 +92,9 @@ def test_gradients(fake: None) -> None:
 def test_causal_product(fake: None) -> None:
     q, k, v = inputs()
     state = torch.randn(2, 2, 16, 24)
-    y, final = fla.causal_dot_product(q, k, v, state)
+    y, final = product.causal_dot_product(q, k, v, state)
     assert len(calls) == 1
-    want, last = reference.causal_dot_product(q, k, v, state)
+    want, last = causal_dot_product(q, k, v, state)
     assert oracle.error(y, want) < 1e-2
     assert oracle.error(final, last) < 1e-5
 
@@ -113,12 +116,12 @@ def test_without_a_working_fla_pytorch_computes(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "fla.ops.linear_attn", None)
-    fla._product.cache_clear()
+    product._operator.cache_clear()
     q, k, v = inputs()
     with caplog.at_level(logging.WARNING, logger="jrt_eval.kernels"):
         for _ in range(2):
             y, _ = fla.taylor_linear_attention(q, k, v, None, None, None)
-    fla._product.cache_clear()
+    product._operator.cache_clear()
     assert oracle.error(y, oracle.taylor(q, k, v)) < 1e-2
     assert len(caplog.records) == 1
     assert "flash-linear-attention does not import" in caplog.text
@@ -130,7 +133,7 @@ def test_without_a_working_fla_pytorch_computes(
         (True, True, torch.bfloat16, "taylor_linear_attention", "cuda"),
         (False, True, torch.bfloat16, "taylor_linear_attention", "fla"),
         (False, True, torch.bfloat16, "causal_dot_product", "fla"),
-        (False, True, torch.bfloat16, "taylor_step", "torch"),
+        (False, True, torch.bfloat16, "taylor_linear_attention_step", "torch"),
         (False, True, torch.float32, "taylor_linear_attention", "torch"),
         (False, True, torch.float16, "taylor_linear_attention", "torch"),
         (False, False, torch.bfloat16, "taylor_linear_attention", "torch"),
@@ -140,25 +143,25 @@ def test_auto_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
     built: bool, installed: bool, dtype: torch.dtype, operator: str, chosen: str,
 ) -> None:  # fmt: skip
-    compiled = {name: (lambda: None) for name in registry.OPERATORS}
-    entries = registry.BACKENDS
+    entries = dispatch.BACKENDS
     changes = {
-        "cuda": replace(entries["cuda"], operators=compiled, missing=None if built else "not built; build it"),
+        "cuda": replace(entries["cuda"], missing=None if built else "not built; build it"),
         "fla": replace(entries["fla"], missing=None if installed else "not installed; install it"),
     }
     for name, entry in changes.items():
-        monkeypatch.setitem(registry.BACKENDS, name, entry)
-    monkeypatch.setattr(registry, "_said", set())
+        monkeypatch.setitem(dispatch.BACKENDS, name, entry)
+    monkeypatch.setattr(dispatch, "_logged", set())
     like: Any = SimpleNamespace(device=torch.device("cuda:0"), dtype=dtype)
     with caplog.at_level(logging.INFO, logger="jrt_eval.kernels"):
-        assert registry._choose(operator, like, "auto") is registry.BACKENDS[chosen].operators[operator]
-    names = {"cuda": "the compiled ones ('cuda')", "fla": "flash-linear-attention's ('fla')", "torch": "PyTorch"}
+        assert dispatch._choose(operator, like, "auto") == chosen
+    names = {"cuda": "compiled ('cuda')", "fla": "flash-linear-attention ('fla')", "torch": "PyTorch"}
     reason = "" if built else ", not 'cuda': not built; build it"
     assert [r.message for r in caplog.records] == [f"kernels on cuda: {names[chosen]}{reason}"]
 
 
 @pytest.mark.skipif(
-    not torch.cuda.is_available() or fla.missing() is not None, reason="PyTorch sees no GPU, or there is no fla"
+    not torch.cuda.is_available() or dispatch.BACKENDS["fla"].missing is not None,
+    reason="PyTorch sees no GPU, or there is no fla",
 )
 @pytest.mark.parametrize("prefixed", [False, True])
 def test_on_a_gpu(prefixed: bool) -> None:

@@ -12,7 +12,7 @@ from jrt_eval.kernels import (
     causal_dot_product,
     encode_prefix,
     feature_map,
-    gated_short_conv,
+    short_conv,
     sliding_window_attention,
     taylor_linear_attention,
 )
@@ -126,7 +126,7 @@ def test_window(where: Where) -> None:
 def test_conv(where: Where) -> None:
     backend, device = where
     inputs = leaves(device, (2, 20, 12), (2, 20, 12), (12, 1, 3), (12,))
-    y, _ = gated_short_conv(*inputs, backend=backend)
+    y, _ = short_conv(*inputs, backend=backend)
     a, b, weight, bias = inputs
     padded = torch.cat([a.new_zeros(2, 2, 12), a], 1).double()
     z = sum(padded[:, tap : tap + 20] * weight[:, 0, tap].double() for tap in range(3)) + bias

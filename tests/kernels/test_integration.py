@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jrt_eval import kernels
 from jrt_eval.errors import UserError
-from jrt_eval.kernels import TaylorState, WindowState, compiled, registry
+from jrt_eval.kernels import TaylorState, WindowState, checks, compiled, dispatch
 
 
 def normal(*shape: int, grad: bool = False) -> Tensor:
@@ -34,15 +34,15 @@ def operators() -> dict[str, tuple[Any, ...]]:
     seen = torch.tensor([3, 9])
     a = normal(2, 8, 12)
     return {
-        "taylor_prefill": (q, k, v, kv, k_sum, mask, torch.tensor([0.5, 0.9])),
-        "taylor_encode": (k, v, mask),
-        "taylor_encode_backward": (k, v, mask, kv, k_sum),
-        "taylor_step": (q[:, 0], k[:, 0], v[:, 0], kv.clone(), k_sum.clone(), None),
-        "causal_product": (q, k, v, normal(2, 2, 4, 9)),
-        "window_attention": (v, v, v, 5, ring, ring.clone(), seen, torch.tensor([70, 2])),
-        "window_step": (v[:, 0], v[:, 0], v[:, 0], ring.clone(), ring.clone(), seen.clone()),
-        "gated_conv": (a, a, normal(12, 1, 3), normal(12), normal(2, 2, 12), torch.tensor([8, 1])),
-        "gated_conv_step": (a[:, 0], a[:, 0], normal(12, 1, 3), None, normal(2, 2, 12)),
+        "taylor_linear_attention": (q, k, v, kv, k_sum, mask, torch.tensor([0.5, 0.9])),
+        "encode_prefix": (k, v, mask),
+        "encode_prefix_backward": (k, v, mask, kv, k_sum),
+        "taylor_linear_attention_step": (q[:, 0], k[:, 0], v[:, 0], kv.clone(), k_sum.clone(), None),
+        "causal_dot_product": (q, k, v, normal(2, 2, 4, 9)),
+        "sliding_window_attention": (v, v, v, 5, ring, ring.clone(), seen, torch.tensor([70, 2])),
+        "sliding_window_attention_step": (v[:, 0], v[:, 0], v[:, 0], ring.clone(), ring.clone(), seen.clone()),
+        "short_conv": (a, a, normal(12, 1, 3), normal(12), normal(2, 2, 12), torch.tensor([8, 1])),
+        "short_conv_step": (a[:, 0], a[:, 0], normal(12, 1, 3), None, normal(2, 2, 12)),
     }
 
 
@@ -54,9 +54,9 @@ def test_opcheck(cpu: str, name: str) -> None:
 def test_opcheck_with_gradients(cpu: str) -> None:
     q, k, v = normal(1, 66, 2, 4, grad=True), normal(1, 66, 2, 4, grad=True), normal(1, 66, 2, 9, grad=True)
     kv, k_sum = normal(1, 2, 15, 9, grad=True), torch.full((1, 2, 15), 3.0).requires_grad_()
-    torch.library.opcheck(torch.ops.jrt_eval.taylor_prefill.default, (q, k, v, kv, k_sum, None, None))
-    torch.library.opcheck(torch.ops.jrt_eval.taylor_encode.default, (k, v, None))
-    torch.library.opcheck(torch.ops.jrt_eval.causal_product.default, (q, k, v, normal(1, 2, 4, 9, grad=True)))
+    torch.library.opcheck(torch.ops.jrt_eval.taylor_linear_attention.default, (q, k, v, kv, k_sum, None, None))
+    torch.library.opcheck(torch.ops.jrt_eval.encode_prefix.default, (k, v, None))
+    torch.library.opcheck(torch.ops.jrt_eval.causal_dot_product.default, (q, k, v, normal(1, 2, 4, 9, grad=True)))
 
 
 def mix(x: Tensor) -> tuple[Tensor, ...]:
@@ -66,16 +66,16 @@ def mix(x: Tensor) -> tuple[Tensor, ...]:
     y, state = kernels.taylor_linear_attention(q, k, v, state)
     w, ring = kernels.sliding_window_attention(v, v, v, 5)
     weight = torch.ones(v.shape[2] * v.shape[3], 3)
-    c, past = kernels.gated_short_conv(v.flatten(2), y.flatten(2), weight)
+    c, past = kernels.short_conv(v.flatten(2), y.flatten(2), weight)
     z, _ = kernels.causal_dot_product(q, k, v)
     with torch.no_grad():
-        step = kernels.taylor_step(
+        step = kernels.taylor_linear_attention_step(
             q[:, 0], k[:, 0], v[:, 0], TaylorState(state.kv.detach().clone(), state.k.detach().clone())
         )
         held = WindowState(ring.k.detach().clone(), ring.v.detach().clone(), ring.length.clone())
-        step = step + kernels.sliding_window_step(v[:, 0], v[:, 0], v[:, 0], held)
+        step = step + kernels.sliding_window_attention_step(v[:, 0], v[:, 0], v[:, 0], held)
         last = past.detach().clone()
-        gate = kernels.gated_short_conv_step(c[:, 0], c[:, 0], weight, None, last)
+        gate = kernels.short_conv_step(c[:, 0], c[:, 0], weight, None, last)
     return y, w, c, z, step, gate, held.length
 
 
@@ -205,12 +205,13 @@ def test_an_unknown_instruction_set_falls_back_and_says_so() -> None:
 import logging, torch
 logging.basicConfig(level="INFO", format="%(message)s", stream=__import__("sys").stdout)
 from jrt_eval import kernels
+from jrt_eval.errors import UserError
 x = torch.ones(1, 3, 1, 4)
 for _ in range(2):
     kernels.taylor_linear_attention(x, x, x)
 try:
     kernels.taylor_linear_attention(x, x, x, backend="cpu")
-except kernels.api.checks.UserError as error:
+except UserError as error:
     print("error:", error)
 """
     lines = run_python(code, JRT_EVAL_ISA="sse9").splitlines()
@@ -254,13 +255,13 @@ def test_auto_takes_the_reference_for_float64() -> None:
 
 
 def test_the_choice_is_said_once(cpu: str, caplog: pytest.LogCaptureFixture) -> None:
-    registry._said.clear()
-    registry._chosen.clear()
+    dispatch._logged.clear()
+    dispatch._chosen.clear()
     x = torch.ones(1, 3, 1, 4)
     with caplog.at_level(logging.INFO, logger="jrt_eval.kernels"):
         kernels.taylor_linear_attention(x, x, x)
         kernels.causal_dot_product(x, x, x)
-    assert [record.message for record in caplog.records] == ["kernels on cpu: the compiled ones ('cpu')"]
+    assert [record.message for record in caplog.records] == ["kernels on cpu: compiled ('cpu')"]
 
 
 x4, x3 = torch.ones(2, 5, 3, 4), torch.ones(2, 3, 4)
@@ -268,7 +269,7 @@ WRONG: list[tuple[str, Callable[[], object]]] = [
     ("unknown backend 'cpp'", lambda: kernels.taylor_linear_attention(x4, x4, x4, backend="cpp")),
     ("did you mean 'torch'", lambda: kernels.taylor_linear_attention(x4, x4, x4, backend="troch")),
     ("that agree", lambda: kernels.taylor_linear_attention(x4, x4[:, 1:], x4)),
-    ("that agree", lambda: kernels.taylor_step(x3, x3[:1], x3, TaylorState(x4, x4))),
+    ("that agree", lambda: kernels.taylor_linear_attention_step(x3, x3[:1], x3, TaylorState(x4, x4))),
     ("different dtypes", lambda: kernels.causal_dot_product(x4.half(), x4, x4)),
     ("not supported", lambda: kernels.causal_dot_product(x4.int(), x4.int(), x4.int())),
     ("on different devices", lambda: kernels.causal_dot_product(x4, x4, x4.to("meta"))),
@@ -277,44 +278,46 @@ WRONG: list[tuple[str, Callable[[], object]]] = [
     ("decay has shape", lambda: kernels.taylor_linear_attention(x4, x4, x4, decay=torch.ones(2))),
     ("state has shape", lambda: kernels.causal_dot_product(x4, x4, x4, x4)),
     ("window >= 1", lambda: kernels.sliding_window_attention(x4, x4, x4, 0)),
-    ("different shapes", lambda: kernels.gated_short_conv(x3, x3[:1], torch.ones(4, 3))),
-    ("width >= 1", lambda: kernels.gated_short_conv(x3, x3, torch.ones(4, 0))),
+    ("different shapes", lambda: kernels.short_conv(x3, x3[:1], torch.ones(4, 3))),
+    ("width >= 1", lambda: kernels.short_conv(x3, x3, torch.ones(4, 0))),
     ("at least one number", lambda: kernels.taylor_linear_attention(x4[..., :0], x4[..., :0], x4)),
     ("at least one number", lambda: kernels.encode_prefix(x4, x4[..., :0])),
     (
         "lengths from -1 to 3, expected 0 to 3",
-        lambda: kernels.gated_short_conv(x3, x3, torch.ones(4, 3), lengths=torch.tensor([3, -1])),
+        lambda: kernels.short_conv(x3, x3, torch.ones(4, 3), lengths=torch.tensor([3, -1])),
     ),
     (
         "lengths from 0 to 6, expected 0 to 5",
         lambda: kernels.sliding_window_attention(x4, x4, x4, 2, lengths=torch.tensor([6, 0])),
     ),
-    ("weight has shape", lambda: kernels.gated_short_conv(x3, x3, torch.ones(5, 3))),
-    ("bias has shape", lambda: kernels.gated_short_conv(x3, x3, torch.ones(4, 3), torch.ones(3))),
-    ("lengths has shape", lambda: kernels.gated_short_conv(x3, x3, torch.ones(4, 3), lengths=torch.ones(3))),
+    ("weight has shape", lambda: kernels.short_conv(x3, x3, torch.ones(5, 3))),
+    ("bias has shape", lambda: kernels.short_conv(x3, x3, torch.ones(4, 3), torch.ones(3))),
+    ("lengths has shape", lambda: kernels.short_conv(x3, x3, torch.ones(4, 3), lengths=torch.ones(3))),
     (
         "expected int64",
         lambda: kernels.sliding_window_attention(x4, x4, x4, 2, WindowState(x4[:, :2], x4[:, :2], torch.ones(2))),
     ),
     (
         "state.kv is torch.float64, expected torch.float32",
-        lambda: kernels.taylor_step(
+        lambda: kernels.taylor_linear_attention_step(
             x3, x3, x3, TaylorState(torch.ones(2, 3, 15, 4, dtype=torch.float64), torch.ones(2, 3, 15))
         ),
     ),
     (
         "state.v is torch.bfloat16, expected torch.float32",
-        lambda: kernels.sliding_window_step(
+        lambda: kernels.sliding_window_attention_step(
             x3, x3, x3, WindowState(torch.ones(2, 5, 3, 4), torch.ones(2, 5, 3, 4).bfloat16(), torch.ones(2).long())
         ),
     ),
     (
         "must be contiguous",
-        lambda: kernels.taylor_step(x3, x3, x3, TaylorState(torch.ones(2, 3, 4, 15).mT, torch.ones(2, 3, 15))),
+        lambda: kernels.taylor_linear_attention_step(
+            x3, x3, x3, TaylorState(torch.ones(2, 3, 4, 15).mT, torch.ones(2, 3, 15))
+        ),
     ),
     (
         "must not require a gradient",
-        lambda: kernels.taylor_step(
+        lambda: kernels.taylor_linear_attention_step(
             x3, x3, x3, TaylorState(torch.ones(2, 3, 15, 4, requires_grad=True), torch.ones(2, 3, 15))
         ),
     ),
@@ -331,17 +334,17 @@ def test_counts_that_nobody_looked_into_read_no_foreign_memory(cpu: str) -> None
     """As in a compiled graph, where what a tensor says is not known when it is checked."""
     x, weight, out_of_range = normal(2, 6, 8), normal(8, 3), torch.tensor([1 << 40, -5])
     ops = torch.ops.jrt_eval
-    got = ops.gated_conv(x, x, weight, None, None, out_of_range)
-    want = ops.gated_conv(x, x, weight, None, None, torch.tensor([6, 0]))
+    got = ops.short_conv(x, x, weight, None, None, out_of_range)
+    want = ops.short_conv(x, x, weight, None, None, torch.tensor([6, 0]))
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     v = x.view(2, 6, 2, 4)
-    got = ops.window_attention(v, v, v, 4, None, None, None, out_of_range)
-    want = ops.window_attention(v, v, v, 4, None, None, None, torch.tensor([6, 0]))
+    got = ops.sliding_window_attention(v, v, v, 4, None, None, None, out_of_range)
+    want = ops.sliding_window_attention(v, v, v, 4, None, None, None, torch.tensor([6, 0]))
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     steps = []
     for seen in (-3, 0):
         ring = WindowState(v[:, :4].clone(), v[:, :4].clone(), torch.tensor([seen, seen]))
-        steps.append([kernels.sliding_window_step(v[:, 0], v[:, 5], v[:, 5], ring), *ring[:2]])
+        steps.append([kernels.sliding_window_attention_step(v[:, 0], v[:, 5], v[:, 5], ring), *ring[:2]])
     assert all(torch.equal(a, b) for a, b in zip(*steps, strict=True))
 
 
@@ -350,11 +353,13 @@ def test_a_step_of_a_negated_view(cpu: str) -> None:
     assert x.is_neg()
     plain = x.resolve_neg()
     for step in (
-        lambda y: kernels.taylor_step(y, y, y, TaylorState(torch.zeros(2, 3, 15, 4), torch.zeros(2, 3, 15))),
-        lambda y: kernels.sliding_window_step(
+        lambda y: kernels.taylor_linear_attention_step(
+            y, y, y, TaylorState(torch.zeros(2, 3, 15, 4), torch.zeros(2, 3, 15))
+        ),
+        lambda y: kernels.sliding_window_attention_step(
             y, y, y, WindowState(torch.zeros(2, 5, 3, 4), torch.zeros(2, 5, 3, 4), torch.zeros(2).long())
         ),
-        lambda y: kernels.gated_short_conv_step(y[:, 0], y[:, 1], torch.ones(4, 3), None, torch.zeros(2, 2, 4)),
+        lambda y: kernels.short_conv_step(y[:, 0], y[:, 1], torch.ones(4, 3), None, torch.zeros(2, 2, 4)),
     ):
         torch.testing.assert_close(step(x), step(plain))
 
@@ -367,7 +372,11 @@ def overlapping() -> list[tuple[str, Callable[[str], object]]]:
     seen = torch.zeros(2, dtype=torch.int64)
     memory = torch.zeros(40)
     past, weight = memory[:16].view(2, 2, 4), torch.zeros(4, 3)
-    step, window, conv = kernels.taylor_step, kernels.sliding_window_step, kernels.gated_short_conv_step
+    step, window, conv = (
+        kernels.taylor_linear_attention_step,
+        kernels.sliding_window_attention_step,
+        kernels.short_conv_step,
+    )
     state = TaylorState(kv, k_sum)
     ring = WindowState(rings[0], rings[1], seen)
     inside = k_sum.flatten()
@@ -405,11 +414,11 @@ def test_neighbours_in_memory_do_not_overlap(cpu: str) -> None:
     room = torch.zeros(24 + 90 + 360 + 24)
     q, k_sum, kv, v = room[:24].view(2, 3, 4), room[24:114].view(2, 3, 15), room[114:474], room[474:].view(2, 3, 4)
     v.fill_(1)
-    y = kernels.taylor_step(q, q, v, TaylorState(kv.view(2, 3, 15, 4), k_sum), backend=cpu)
+    y = kernels.taylor_linear_attention_step(q, q, v, TaylorState(kv.view(2, 3, 15, 4), k_sum), backend=cpu)
     torch.testing.assert_close(y, v)
     row = torch.randn(2, 7, 3, 4)[:, 3]  # strides that skip over other tokens
     state = TaylorState(torch.zeros(2, 3, 15, 4), torch.zeros(2, 3, 15))
-    torch.testing.assert_close(kernels.taylor_step(row, row, row, state, backend=cpu), row)
+    torch.testing.assert_close(kernels.taylor_linear_attention_step(row, row, row, state, backend=cpu), row)
 
 
 def a_step() -> tuple[Tensor, Tensor, Tensor, TaylorState]:
@@ -420,10 +429,10 @@ def a_step() -> tuple[Tensor, Tensor, Tensor, TaylorState]:
 @pytest.fixture
 def looks(cpu: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The operators whose arguments have had the second, slower look since."""
-    kernels.taylor_step(*a_step(), backend=cpu)  # the first one chooses
+    kernels.taylor_linear_attention_step(*a_step(), backend=cpu)  # the first one chooses
     seen: list[str] = []
-    slow = kernels.api.checks.qkv
-    monkeypatch.setattr(kernels.api.checks, "qkv", lambda name, *x: (seen.append(name), slow(name, *x)))
+    slow = checks.qkv
+    monkeypatch.setattr(checks, "qkv", lambda name, *x: (seen.append(name), slow(name, *x)))
     return seen
 
 
@@ -437,12 +446,12 @@ def test_a_plain_step_takes_the_short_way(cpu: str, looks: list[str]) -> None:
             for rates in (None, torch.tensor([0.5, 0.9, 1.0])):
                 fresh = [TaylorState(state.kv.clone(), state.k.clone()) for _ in range(2)]
                 inputs = [x.to(dtype) for x in (q, k, w)]
-                y = kernels.taylor_step(*inputs, fresh[0], decay=rates, backend=cpu)
+                y = kernels.taylor_linear_attention_step(*inputs, fresh[0], decay=rates, backend=cpu)
                 assert y.is_contiguous() and y.dtype is dtype
-                want = kernels.taylor_step(*inputs, fresh[1], decay=rates, backend="torch")
+                want = kernels.taylor_linear_attention_step(*inputs, fresh[1], decay=rates, backend="torch")
                 assert oracle.error(y, want) < oracle.TOLERANCE[dtype]
                 assert oracle.error(fresh[0].kv, fresh[1].kv) < 1e-6
-    assert looks == ["taylor_step"] * 18  # the reference's
+    assert looks == ["taylor_linear_attention_step"] * 18  # the reference's
 
 
 class Sub(Tensor):
@@ -466,24 +475,26 @@ def test_an_unusual_step_takes_the_long_way(cpu: str, looks: list[str], name: st
     q, k, v, state = a_step()
     want_state = TaylorState(state.kv.clone(), state.k.clone())
     *arguments, decay = unusual()[name](q, k, v, state)
-    y = kernels.taylor_step(*arguments, decay=decay, backend=cpu)
-    assert looks == ["taylor_step"]
-    want = kernels.taylor_step(q, k, v, want_state, decay=decay, backend="torch")
+    y = kernels.taylor_linear_attention_step(*arguments, decay=decay, backend=cpu)
+    assert looks == ["taylor_linear_attention_step"]
+    want = kernels.taylor_linear_attention_step(q, k, v, want_state, decay=decay, backend="torch")
     assert oracle.error(y, want) < 1e-5
     assert oracle.error(state.kv, want_state.kv) < 1e-6
 
 
 def test_a_pytorch_without_the_exchange_table_steps_too(cpu: str, looks: list[str]) -> None:
     q, k, v, state = a_step()
-    want = kernels.taylor_step(q, k, v, TaylorState(state.kv.clone(), state.k.clone()), backend="torch")
+    want = kernels.taylor_linear_attention_step(
+        q, k, v, TaylorState(state.kv.clone(), state.k.clone()), backend="torch"
+    )
     module = compiled.module()
     try:
         assert not module.prepare_quick_step(Tensor, None)
-        y = kernels.taylor_step(q, k, v, state, backend=cpu)
+        y = kernels.taylor_linear_attention_step(q, k, v, state, backend=cpu)
     finally:
         module.prepare_quick_step(Tensor, getattr(Tensor, "__dlpack_c_exchange_api__", None))
     assert oracle.error(y, want) < 1e-5
-    assert looks == ["taylor_step", "taylor_step"]
+    assert looks == ["taylor_linear_attention_step", "taylor_linear_attention_step"]
 
 
 def test_nothing_is_computed_for_nothing(cpu: str) -> None:

@@ -12,11 +12,11 @@ from jrt_eval.kernels import (
     TaylorState,
     WindowState,
     causal_dot_product,
-    gated_short_conv,
-    gated_short_conv_step,
+    short_conv,
+    short_conv_step,
     sliding_window_attention,
-    sliding_window_step,
-    taylor_step,
+    sliding_window_attention_step,
+    taylor_linear_attention_step,
 )
 
 Where = tuple[str, str]
@@ -63,7 +63,7 @@ def test_what_is_no_number_is_not_hidden_by_a_window(where: Where, which: str, d
     assert y[:, :, 0].isfinite().all()
     _, ring = sliding_window_attention(*(z[:, :69] for z in x.values()), 20, backend=backend)
     for t in (69, 70, 71):
-        step = sliding_window_step(*(z[:, t] for z in x.values()), ring, backend=backend)
+        step = sliding_window_attention_step(*(z[:, t] for z in x.values()), ring, backend=backend)
         assert step[0, 1].isnan().any() == (t == 70 or (t > 70 and which != "q"))
         assert step[0, 0].isfinite().all()
 
@@ -99,7 +99,7 @@ def test_window_splits_and_steps_agree(where: Where, window: int, cuts: tuple[in
         start = stop
     assert state is not None
     for t in range(70, 80):
-        parts.append(sliding_window_step(q[:, t], k[:, t], v[:, t], state, backend=backend)[:, None])
+        parts.append(sliding_window_attention_step(q[:, t], k[:, t], v[:, t], state, backend=backend)[:, None])
     assert oracle.error(torch.cat(parts, 1).cpu(), want) < 1e-5
     assert state.length.tolist() == [80, 80]
 
@@ -113,7 +113,7 @@ def test_window_rows_of_different_lengths(where: Where) -> None:
     y2, state = sliding_window_attention(
         *(x[:, 20:] for x in (q, k, v)), window, state, lengths=second, backend=backend
     )
-    y3 = sliding_window_step(q[:, 0], k[:, 0], v[:, 0], state, backend=backend)
+    y3 = sliding_window_attention_step(q[:, 0], k[:, 0], v[:, 0], state, backend=backend)
     for row in range(3):
         a, b = int(first[row]), int(second[row])
         joined = [torch.cat([x[row, :a], x[row, 20 : 20 + b], x[row, :1]])[None].cpu() for x in (q, k, v)]
@@ -140,11 +140,11 @@ def test_conv(where: Where, length: int, channels: int, width: int, biased: bool
     a, b = (normal(2, length, channels, dtype=dtype, device=device, seed=s) for s in range(2))
     weight = normal(channels, 1, width, dtype=dtype, device=device, seed=2)
     bias = normal(channels, dtype=dtype, device=device, seed=3) if biased else None
-    y, state = gated_short_conv(a, b, weight, bias, backend=backend)
+    y, state = short_conv(a, b, weight, bias, backend=backend)
     assert y.dtype == dtype
     want = oracle.conv(a.cpu(), b.cpu(), weight.cpu(), None if bias is None else bias.cpu())
     assert oracle.error(y.cpu(), want) < TOLERANCE[dtype]
-    flat, _ = gated_short_conv(a, b, weight[:, 0], bias, backend=backend)
+    flat, _ = short_conv(a, b, weight[:, 0], bias, backend=backend)
     assert torch.equal(flat, y)
     padded = torch.cat([a.new_zeros(2, width - 1, channels), a], 1)
     assert torch.equal(state, padded[:, length:].float())
@@ -155,9 +155,9 @@ def test_conv_splits_steps_and_lengths_agree(where: Where) -> None:
     a, b = (normal(3, 30, 40, device=device, seed=s) for s in range(2))
     weight, bias = normal(40, 1, 3, device=device, seed=2), normal(40, device=device, seed=3)
     lengths = torch.tensor([20, 1, 0], device=device)
-    y1, state = gated_short_conv(a[:, :20], b[:, :20], weight, bias, lengths=lengths, backend=backend)
-    y2, state = gated_short_conv(a[:, 20:25], b[:, 20:25], weight, bias, state, backend=backend)
-    y3 = gated_short_conv_step(a[:, 25], b[:, 25], weight, bias, state, backend=backend)
+    y1, state = short_conv(a[:, :20], b[:, :20], weight, bias, lengths=lengths, backend=backend)
+    y2, state = short_conv(a[:, 20:25], b[:, 20:25], weight, bias, state, backend=backend)
+    y3 = short_conv_step(a[:, 25], b[:, 25], weight, bias, state, backend=backend)
     for row, n in enumerate(lengths.tolist()):
         x, g = (torch.cat([t[row, :n], t[row, 20:26]])[None].cpu() for t in (a, b))
         want = oracle.conv(x, g, weight.cpu(), bias.cpu())[0]
@@ -173,7 +173,7 @@ def test_conv_step_updates_a_state_of_any_dtype(where: Where, dtype: torch.dtype
     weight = normal(12, 3, device=device, seed=2)
     before = normal(2, 2, 12, dtype=dtype, device=device, seed=3)
     state = before.clone()
-    gated_short_conv_step(a, b, weight, None, state, backend=backend)
+    short_conv_step(a, b, weight, None, state, backend=backend)
     assert torch.equal(state, torch.stack([before[:, 1], a.to(dtype)], 1))
 
 
@@ -186,9 +186,9 @@ def test_autograd_notices_states_written_in_place(where: Where) -> None:
     conv = normal(2, 2, 12, device=device)
     kept = [*taylor, window.k, window.v, conv]
     graphs = [(torch.ones((), device=device, requires_grad=True) * x).sum() for x in kept]
-    taylor_step(q, k, v, taylor, backend=backend)
-    sliding_window_step(q, k, k, window, backend=backend)
-    gated_short_conv_step(normal(2, 12, device=device), normal(2, 12, device=device), normal(12, 3, device=device), None, conv,
+    taylor_linear_attention_step(q, k, v, taylor, backend=backend)
+    sliding_window_attention_step(q, k, k, window, backend=backend)
+    short_conv_step(normal(2, 12, device=device), normal(2, 12, device=device), normal(12, 3, device=device), None, conv,
                           backend=backend)  # fmt: skip
     for graph in graphs:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):

@@ -10,7 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from jrt_eval.kernels import TaylorState, encode_prefix, sliding_window_attention, taylor_linear_attention, taylor_step
+from jrt_eval.kernels import (
+    TaylorState,
+    encode_prefix,
+    sliding_window_attention,
+    taylor_linear_attention,
+    taylor_linear_attention_step,
+)
 
 Where = tuple[str, str]
 relaxed = settings(
@@ -103,7 +109,10 @@ def test_steps(where: Where, seed: int, length: int, steps: int, d: int, f: int,
     v = torch.randn(1, length + steps, 2, f, generator=g).to(device)
     _, state = taylor_linear_attention(q[:, :length], k[:, :length], v[:, :length], backend=backend)
     state = TaylorState(state.kv, state.k)
-    ys = [taylor_step(q[:, t], k[:, t], v[:, t], state, backend=backend) for t in range(length, length + steps)]
+    ys = [
+        taylor_linear_attention_step(q[:, t], k[:, t], v[:, t], state, backend=backend)
+        for t in range(length, length + steps)
+    ]
     want = oracle.taylor(q.cpu(), k.cpu(), v.cpu())[:, length:]
     assert oracle.error(torch.stack(ys, 1).cpu(), want) < 2e-5
     y, _ = sliding_window_attention(v, v, v, window, backend=backend)

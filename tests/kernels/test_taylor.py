@@ -1,4 +1,4 @@
-"""taylor_linear_attention, encode_prefix and taylor_step against a quadratic float64 formula, on every backend."""
+"""taylor_linear_attention, encode_prefix and taylor_linear_attention_step against a quadratic float64 formula, on every backend."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from jrt_eval.kernels import (
     num_features,
     prefix_linear_attention,
     taylor_linear_attention,
-    taylor_step,
+    taylor_linear_attention_step,
 )
-from jrt_eval.kernels.features import feature_map
+from jrt_eval.kernels.taylor_linear_attention.features import feature_map
 
 Where = tuple[str, str]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -241,7 +241,10 @@ def test_steps_agree_with_the_whole(where: Where, d: int, f: int, dtype: torch.d
     whole, last = taylor_linear_attention(q, k, v, decay=decay, backend=backend)
     _, state = taylor_linear_attention(q[:, :40], k[:, :40], v[:, :40], decay=decay, backend=backend)
     held = (state.kv, state.k)
-    ys = [taylor_step(q[:, t], k[:, t], v[:, t], state, decay=decay, backend=backend) for t in range(40, 70)]
+    ys = [
+        taylor_linear_attention_step(q[:, t], k[:, t], v[:, t], state, decay=decay, backend=backend)
+        for t in range(40, 70)
+    ]
     assert oracle.error(torch.stack(ys, 1), whole[:, 40:]) < TOLERANCE[dtype]
     bound = oracle.state_tolerance(backend, dtype, d, f)
     assert oracle.error(held[0], last.kv) < bound

@@ -8,7 +8,8 @@ import torch
 from kernel_oracle import TOLERANCE
 from torch import Tensor
 
-from jrt_eval.kernels import reference, windows
+from jrt_eval.kernels.sliding_window_attention import cuda as windows
+from jrt_eval.kernels.sliding_window_attention import parallel, reference
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
@@ -47,7 +48,7 @@ def test_flash_on_a_gpu(length: int, window: int, dtype: torch.dtype) -> None:
 
 
 def test_more_blocks_than_a_call_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "MOST_BLOCKS", 4)
+    monkeypatch.setattr(parallel, "MOST_BLOCKS", 4)
     q, k, v = normal(3, 70, 2, 8)
     y, _ = windows.sliding_window_attention(q, k, v, 16, None, None)
     assert oracle.error(y, oracle.window(q, k, v, 16)) < 1e-5
@@ -67,8 +68,8 @@ def test_states_continue(length: int, window: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(mine, last, strict=True))
     if length:
         step = (x[:, 0] for x in (q, k, v))
-        want = reference.sliding_window_step(q[:, 0], k[:, 0], v[:, 0], last)
-        torch.testing.assert_close(windows.sliding_window_step(*step, mine), want, rtol=1e-5, atol=1e-5)
+        want = reference.sliding_window_attention_step(q[:, 0], k[:, 0], v[:, 0], last)
+        torch.testing.assert_close(windows.sliding_window_attention_step(*step, mine), want, rtol=1e-5, atol=1e-5)
         assert all(torch.equal(a, b) for a, b in zip(mine, last, strict=True))
 
 

@@ -15,7 +15,7 @@ import triton.language as tl
 from backward_cases import CASES, Case, errors
 from triton.runtime import interpreter
 
-from jrt_eval.kernels import backward_triton
+from jrt_eval.kernels.taylor_linear_attention import triton as backward_triton
 
 plain = interpreter.InterpreterBuilder.create_dot
 

@@ -1,11 +1,6 @@
-"""The Triton kernels between matrix products against the PyTorch code of `layers`; without a GPU Triton's interpreter runs them."""
+"""A whole model with the fused Triton kernels between its matrix products."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,37 +8,8 @@ from tiny_models import released_config
 
 from jrt_eval.models import from_config
 
-HERE = Path(__file__).parent
 
-
-def test_on_the_processor() -> None:
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, str(HERE / "fused_cases.py"), "cpu"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) > 20
-
-
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
-
-
-@gpu
-def test_on_a_gpu() -> None:
-    pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, str(HERE / "fused_cases.py"), "cuda"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) > 20
-
-
-@gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
 @pytest.mark.parametrize("family", ["jrt", "based_decay", "attn"])
 def test_a_model_is_the_same_on_a_gpu(family: str) -> None:
     """In float32, with and without a gradient (which takes the PyTorch code)."""

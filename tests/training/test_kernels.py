@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from training_helpers import MODELS
 
-from jrt_eval.kernels import reference
 from jrt_eval.kernels.selective_scan.reference import selective_scan
+from jrt_eval.kernels.sliding_window_attention import parallel as blocks
+from jrt_eval.kernels.sliding_window_attention import reference as windows
+from jrt_eval.kernels.taylor_linear_attention import parallel, reference
 from jrt_eval.models import from_config
 from jrt_eval.models.recurrent.mixers import Call
-from jrt_eval.training import parallel
 from jrt_eval.training.mamba import MambaLM
 
 
@@ -67,14 +68,14 @@ def test_sliding_window_in_blocks(length: int, window: int) -> None:
     def run(kernels: Any) -> Any:
         return lambda q, k, v: kernels.sliding_window_attention(q, k, v, window, None, None)[0]
 
-    _compare(run(reference), run(parallel), inputs)
+    _compare(run(windows), run(blocks), inputs)
 
 
 @pytest.mark.parametrize("family", ["jrt", "based", "attn"])
 def test_gradients_of_every_mixer(family: str) -> None:
-    model = from_config(MODELS[family], dtype=torch.float64, backend=parallel.NAME, seed=0)
+    model = from_config(MODELS[family], dtype=torch.float64, backend="parallel", seed=0)
     length = 20
-    at = Call(torch.arange(length)[None], backend=parallel.NAME)
+    at = Call(torch.arange(length)[None], backend="parallel")
     at.encoded, at.max_encoded = torch.tensor([16]), 16
     for layer in model._layers:
         x = _draw(1, length, 16, seed=3)

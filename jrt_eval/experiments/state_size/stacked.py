@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jrt_eval.data.set_disjointness import BETWEEN
-from jrt_eval.kernels.features import feature_map, num_features
-from jrt_eval.training.parallel import encode_prefix
+from jrt_eval.kernels.taylor_linear_attention.features import feature_map, num_features
+from jrt_eval.kernels.taylor_linear_attention.parallel import encode_prefix
 
 LAYERS, HEADS, CONVOLUTION, HIDDEN = 4, 2, 3, 4
 CHUNK = 32

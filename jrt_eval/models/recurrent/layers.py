@@ -1,28 +1,20 @@
 """The parts that every layer shares: norms, the MLP, rotary positions.
 
-On a GPU, where no gradient is needed, Triton kernels compute them (`fused_triton`): what PyTorch does in three to ten passes over the
-tensors would take about as long as a quarter of the matrix products.
+On a GPU, where no gradient is needed, Triton kernels compute them (`jrt_eval.kernels.rms_norm`, `swiglu`, `rotary`): PyTorch's three to
+ten passes over the tensors would take about as long as a quarter of the matrix products.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jrt_eval.kernels.arguments import learns
-from jrt_eval.kernels.optional import triton_module
-
-
-def _fused(*tensors: Tensor) -> Any:
-    """The kernels for these tensors, or None."""
-    if tensors[0].device.type != "cuda" or torch.compiler.is_compiling() or learns(*tensors):
-        return None
-    return triton_module("jrt_eval.models.fused_triton")
+from jrt_eval.kernels.rms_norm import add_rms_norm
+from jrt_eval.kernels.swiglu import swiglu
 
 
 class RMSNorm(nn.Module):
@@ -56,12 +48,8 @@ class LayerNorm(nn.Module):
 
 def add_norm(r: Tensor, y: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """r + y and norm(r + y)."""
-    if isinstance(norm, RMSNorm) and r.dtype in (torch.float32, y.dtype):
-        kernels = _fused(r, y, norm.weight)
-        if kernels is not None:
-            with torch.cuda.device(r.device):
-                total, x = kernels.add_norm(r, y, norm.weight, norm.eps)
-            return total, x
+    if isinstance(norm, RMSNorm):
+        return add_rms_norm(r, y, norm.weight, norm.eps)
     r = r + y
     return r, norm(r)
 
@@ -91,13 +79,11 @@ class MLP(nn.Module):
             plain: Tensor = self.fc2(self.act(self.fc1(x)))
             return plain
         h = self.fc1(x)
-        kernels = _fused(h) if self.act is F.silu else None
-        if kernels is None:
+        if self.act is F.silu:
+            h = swiglu(h)
+        else:
             up, gate = h.chunk(2, -1)
             h = self.act(gate) * up
-        else:
-            with torch.cuda.device(h.device):
-                h = kernels.swiglu(h)
         y: Tensor = self.fc2(h)
         return y
 
@@ -110,20 +96,3 @@ def rotary_angles(positions: Tensor, rotary_dim: int, base: float) -> tuple[Tens
     exponent = torch.arange(0, rotary_dim, 2, device=positions.device, dtype=torch.float32) / rotary_dim
     angles = positions[..., None].float() * (1.0 / base**exponent)
     return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x (..., heads, dim) in GPT-NeoX style: first half against second half of the rotating dims.
-
-    cos, sin: (..., frequencies), broadcast over heads. The arithmetic is float32, the result in x's dtype.
-    """
-    kernels = _fused(x, cos)
-    if kernels is not None:
-        with torch.cuda.device(x.device):
-            y: Tensor = kernels.rotate(x, cos, sin)
-        return y
-    n = cos.shape[-1]
-    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
-    x1, x2, rest = x[..., :n].float(), x[..., n : 2 * n].float(), x[..., 2 * n :]
-    turned = (x1 * cos - x2 * sin).to(x.dtype), (x1 * sin + x2 * cos).to(x.dtype)
-    return torch.cat([*turned, rest], -1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from jrt_eval.experiments.state_size.stacked import Stack, StackedAdamW, causal_attention, state_bytes
-from jrt_eval.kernels import reference
+from jrt_eval.kernels.taylor_linear_attention import reference
 
 
 @pytest.mark.parametrize("causal", [True, False])

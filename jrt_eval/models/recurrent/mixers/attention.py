@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jrt_eval.models.interface import StateBytes
-from jrt_eval.models.recurrent.layers import rotate
+from jrt_eval.kernels.rotary import rotary
 from jrt_eval.models.recurrent.mixers.base import Call, Mixer, MixerConfig, ModelFacts
 from jrt_eval.models.recurrent.reading import Section, short
 
@@ -93,7 +93,7 @@ class ProjectedAttention(Mixer):
             cos, sin = call.angles(self.rotary_dim, self.rotary_base)
             if x.dim() == 2:  # a decode step: (batch, d)
                 cos, sin = cos[:, 0], sin[:, 0]
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            q, k = rotary(q, cos, sin), rotary(k, cos, sin)
         return q, k, v
 
 

@@ -51,7 +51,7 @@ class SlidingWindow(ProjectedAttention):
     def step(self, x: Tensor, state: WindowState, call: Call) -> Tensor:
         q, k, v = self._qkv(x, call)
         with no_autocast(x):
-            y = kernels.sliding_window_step(q, k, v, state, backend=call.backend)
+            y = kernels.sliding_window_attention_step(q, k, v, state, backend=call.backend)
         out: Tensor = self.out_proj(y.flatten(-2))
         return out
 

@@ -160,7 +160,7 @@ class TaylorLinearAttention(Mixer):
         q, k, v = self._split(self.proj_q(x)), self._split(self.proj_k(x)), self._split(self.proj_v(x))
         scale, decay = self._decay(x, call)
         with no_autocast(x):
-            y = kernels.taylor_step(q, k, v, state, decay=decay, backend=call.backend)
+            y = kernels.taylor_linear_attention_step(q, k, v, state, decay=decay, backend=call.backend)
             if scale is not None:
                 y = y * scale.to(y.dtype)[..., None]
         out: Tensor = self.out_proj(y.flatten(-2))

@@ -1,0 +1,86 @@
+// A decode step straight from tensors: at batch 1 it computes for some 15 microseconds, and from Python every attribute of a tensor
+// that is looked at costs 0.1 (five tensors of shape, strides, dtype, device and address would be 3).
+//
+// Says no to whatever is not plainly right, and Python then takes the long way, which finds out what is wrong and says so. What only
+// Python can tell (gradients, tracing) it has looked at before.
+#pragma once
+#include "common/dlpack.hpp"
+#include "taylor_linear_attention/overlap.hpp"
+
+namespace jrt {
+
+class QuickStep {
+ public:
+  // The tensors' type and its table, or null where it has none that is understood here: then every step is refused.
+  void set(PyObject* type, PyObject* capsule) {
+    type_ = type;
+    api_ = nullptr;
+    if (!PyCapsule_IsValid(capsule, "dlpack_exchange_api")) return;
+    auto* api = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+    if (api->major == 1 && api->look) api_ = api;
+  }
+
+  bool ready() const { return api_ != nullptr; }
+
+  // q, k, v, kv, k_sum, decay (or None), y: whether these are the arguments of a step; `p` is filled.
+  bool read(PyObject* const* tensors, StepArgs& p) const {
+    DLTensor q, k, v, kv, k_sum, decay, y;
+    if (!look(tensors[2], 3, v) || !look(tensors[0], 3, q) || !look(tensors[1], 3, k) || !look(tensors[3], 4, kv) ||
+        !look(tensors[4], 3, k_sum) || !look(tensors[6], 3, y)) {
+      return false;
+    }
+    if (v.code == kDLFloat && v.bits == 32) p.dtype = kFloat32;
+    else if (v.code == kDLBfloat && v.bits == 16) p.dtype = kBFloat16;
+    else if (v.code == kDLFloat && v.bits == 16) p.dtype = kFloat16;
+    else return false;
+    p.batches = q.shape[0], p.heads = q.shape[1], p.dim = q.shape[2], p.head_dim = v.shape[2];
+    p.features = (p.dim + 1) * (p.dim + 2) / 2;
+    auto sized = [&](const DLTensor& x, int64_t third) {
+      return x.shape[0] == p.batches && x.shape[1] == p.heads && x.shape[2] == third;
+    };
+    auto typed = [&](const DLTensor& x) { return x.code == v.code && x.bits == v.bits; };
+    // A lazily negated view (of a complex tensor's imaginary part) cannot be told from here, but never has a stride of 1.
+    if (q.strides[2] != 1 || k.strides[2] != 1 || v.strides[2] != 1) return false;
+    if (!sized(k, p.dim) || !sized(v, p.head_dim) || !sized(y, p.head_dim) || !typed(q) || !typed(k) || !typed(y)) return false;
+    if (!sized(kv, p.features) || kv.shape[3] != p.head_dim || !sized(k_sum, p.features)) return false;
+    if (!single(kv) || !single(k_sum) || !contiguous(kv) || !contiguous(k_sum) || !contiguous(y)) return false;
+    p.decay = nullptr;
+    if (tensors[5] != Py_None) {
+      if (!look(tensors[5], 1, decay) || decay.shape[0] != p.heads || !single(decay) || !contiguous(decay)) return false;
+      p.decay = static_cast<const float*>(decay.data);
+    }
+    p.q = view(q), p.k = view(k), p.v = view(v);
+    p.y = y.data;
+    p.kv = static_cast<float*>(kv.data), p.k_sum = static_cast<float*>(k_sum.data);
+    return overlap(p).read == nullptr;
+  }
+
+ private:
+  // A tensor proper (of no subclass) in this machine's memory, with as many dimensions; one of no elements has no address.
+  bool look(PyObject* object, int dims, DLTensor& x) const {
+    if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != type_) return false;
+    if (api_->look(object, &x) != 0) {
+      PyErr_Clear();
+      return false;
+    }
+    return x.ndim == dims && x.device_type == kDLCPU && x.data && x.byte_offset == 0 && x.lanes == 1;
+  }
+
+  static bool single(const DLTensor& x) { return x.code == kDLFloat && x.bits == 32; }
+
+  static bool contiguous(const DLTensor& x) {
+    int64_t expected = 1;
+    for (int i = x.ndim; i-- > 0;) {
+      if (x.shape[i] != 1 && x.strides[i] != expected) return false;
+      expected *= x.shape[i];
+    }
+    return true;
+  }
+
+  static View view(const DLTensor& x) { return {x.data, x.strides[0], 0, x.strides[1], x.strides[2]}; }
+
+  PyObject* type_ = nullptr;  // borrowed: torch.Tensor outlives this module's use
+  const ExchangeApi* api_ = nullptr;
+};
+
+}  // namespace jrt

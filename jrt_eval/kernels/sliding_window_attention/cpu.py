@@ -1,0 +1,109 @@
+"""Sliding-window attention on the CPU, by the compiled kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from jrt_eval.kernels import compiled
+from jrt_eval.kernels.arguments import DTYPES, address, learns
+from jrt_eval.kernels.sliding_window_attention import reference, schema
+from jrt_eval.kernels.sliding_window_attention.state import WindowState
+
+_c: Any = compiled.module()
+_threads = torch.get_num_threads
+_grad_enabled = torch.is_grad_enabled
+_compiling = torch.compiler.is_compiling
+
+
+def _prefill(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    ring_k: Tensor | None,
+    ring_v: Tensor | None,
+    seen: Tensor | None,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, length, heads, dim = v.shape
+    y = v.new_empty(v.shape)
+    out_k, out_v = k.new_empty((batch, window, heads, dim)), v.new_empty((batch, window, heads, dim))
+    out_seen = v.new_empty((batch,), dtype=torch.int64)
+    ring_k = None if ring_k is None else ring_k.to(k.dtype).contiguous()
+    ring_v = None if ring_v is None else ring_v.to(v.dtype).contiguous()
+    seen = None if seen is None else seen.contiguous()
+    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    _c.window_attention(
+        q.data_ptr(),
+        *q.stride(),
+        k.data_ptr(),
+        *k.stride(),
+        v.data_ptr(),
+        *v.stride(),
+        y.data_ptr(),
+        address(ring_k),
+        address(ring_v),
+        address(seen),
+        address(lengths),
+        out_k.data_ptr(),
+        out_v.data_ptr(),
+        out_seen.data_ptr(),
+        batch,
+        length,
+        heads,
+        dim,
+        window,
+        DTYPES[v.dtype],
+        _threads(),
+    )
+    return y, out_k, out_v, out_seen
+
+
+def _step(q: Tensor, k: Tensor, v: Tensor, ring_k: Tensor, ring_v: Tensor, seen: Tensor) -> Tensor:
+    batch, heads, dim = v.shape
+    q, k, v = q.resolve_neg(), k.resolve_neg(), v.resolve_neg()
+    y = v.new_empty((batch, heads, dim))
+    _c.window_step(
+        q.data_ptr(),
+        *q.stride(),
+        k.data_ptr(),
+        *k.stride(),
+        v.data_ptr(),
+        *v.stride(),
+        y.data_ptr(),
+        ring_k.data_ptr(),
+        ring_v.data_ptr(),
+        seen.data_ptr(),
+        batch,
+        heads,
+        dim,
+        ring_k.shape[1],
+        DTYPES[v.dtype],
+        _threads(),
+    )
+    if _grad_enabled():
+        increment_version((ring_k, ring_v, seen))
+    return y
+
+
+schema.sliding_window_attention.implement("CPU", _prefill)
+schema.sliding_window_attention_step.implement("CPU", _step)
+
+
+def sliding_window_attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int, state: WindowState | None, lengths: Tensor | None
+) -> tuple[Tensor, WindowState]:
+    ring_k, ring_v, seen = (None, None, None) if state is None else state
+    if learns(q, k, v, ring_k, ring_v):
+        return reference.sliding_window_attention(q, k, v, window, state, lengths)
+    y, *final = schema.sliding_window_attention.call(q, k, v, window, ring_k, ring_v, seen, lengths)
+    return y, WindowState(*final)
+
+
+def sliding_window_attention_step(q: Tensor, k: Tensor, v: Tensor, state: WindowState) -> Tensor:
+    y: Tensor = (schema.sliding_window_attention_step.call if _compiling() else _step)(q, k, v, *state)
+    return y
