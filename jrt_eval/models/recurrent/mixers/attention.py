@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jrt_eval.models.interface import StateBytes
 from jrt_eval.kernels.rotary import rotary
+from jrt_eval.models.interface import StateBytes
 from jrt_eval.models.recurrent.mixers.base import Call, Mixer, MixerConfig, ModelFacts
 from jrt_eval.models.recurrent.reading import Section, short
 
