@@ -1,6 +1,7 @@
 # make demo   run lm_eval on read-twice tasks and show the result as a table and a plot   (DATA_DIR=... for real documents)
 # make test   run the tests   (TESTS=tests/kernels for some of them, JOBS=8 for more processes)
-# make lint   ruff and mypy
+# make lint   ruff, mypy and the layers of the package
+# make docs   build the documentation site into site/
 # Each first sets up what it needs in .venv. Without a C++ compiler, jrt-eval is installed without kernels.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN    := $(VENV)/bin
 TESTS  ?= tests
 JOBS   ?= 2
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -22,6 +23,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python .ci/typecheck.py
+	$(BIN)/python .ci/layers.py
+
+docs: $(VENV)/.installed
+	$(BIN)/python .ci/site.py
 
 # The first C++ compiler that compiles C++17, or nothing.
 CXX17 = $$(for each in $$CXX c++ g++ clang++; do \

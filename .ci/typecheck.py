@@ -1,26 +1,16 @@
-"""Type-checks the package as it is installed: tasks/ and model_adapters/ are parts of jrt_eval only there.
-
-Lays the installed layout out in a temporary folder with links to the sources, and runs mypy on it.
-"""
+"""Type-checks the package in its installed layout."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from installed_layout import ROOT, installed_layout
 
 
 def main() -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder) / "jrt_eval"
-        package.mkdir()
-        for source in (ROOT / "jrt_eval").iterdir():
-            (package / source.name).symlink_to(source)
-        (package / "model_adapters").symlink_to(ROOT / "model_adapters")
-        options = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
+    options = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
+    with installed_layout() as folder:
         return subprocess.call([sys.executable, "-m", "mypy", *options, "jrt_eval"], cwd=folder)
 
 

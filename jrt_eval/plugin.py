@@ -8,23 +8,18 @@ models; `register_models` then does nothing.
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import Any
 
 from jrt_eval.errors import install_excepthook
+from jrt_eval.prompts.folder import task_folder
+
+__all__ = ["MODELS", "register", "register_models", "register_tasks", "task_folder"]
 
 _NOTE = """\
 jrt-eval: every task, group and tag in this list, and of --include_path, can also be run as NAME_twice (the prompt's
 question is read twice), NAME_thrice, NAME_verbose, and as the controls NAME_question_first and NAME_padded."""
 
 MODELS = dict.fromkeys(("jrt", "jrt_lm", "based_lm"), "jrt_eval.model_adapters.jrt:JRTLM")
-
-
-def task_folder() -> Path:
-    """The folder of our YAML tasks: inside the installed package, or at the root of the checkout it runs from."""
-    package = Path(__file__).parent
-    installed = package / "tasks"
-    return installed if installed.is_dir() else package.parent / "tasks"
 
 
 def register_models() -> None:

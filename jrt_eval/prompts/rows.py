@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jrt_eval.errors import UserError, first_line
+from jrt_eval.prompts.folder import task_folder
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,6 @@ def load_rows(
             raise UserError(f"data_dir {str(data_dir)!r} is not a folder")
         places.append(root / folder)
     if "/" not in dataset:
-        from jrt_eval.plugin import task_folder
-
         places.append(task_folder() / folder)
     for place in places:
         for path in (place / f"{split}.jsonl", place / f"{split}.parquet"):
