@@ -79,6 +79,14 @@ def new_folder(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder. It loses its name first, so that a kill never leaves a part of it under that name."""
+    with suppress(OSError):
+        doomed = path.with_name(_unfinished_name(path))
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove temporary files and folders that killed processes left in `folder`; the caller holds its lock."""
     for rest in folder.glob(f"{_UNFINISHED}*"):

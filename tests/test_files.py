@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 from jrt_eval.errors import UserError
-from jrt_eval.files import is_locked, lock, new_folder, read_text, remove_unfinished, replacing, try_lock, write_text
+from jrt_eval.files import (
+    is_locked,
+    lock,
+    new_folder,
+    read_text,
+    remove_folder,
+    remove_unfinished,
+    replacing,
+    try_lock,
+    write_text,
+)
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -77,6 +87,19 @@ def test_a_killed_writer_leaves_only_what_cleaning_removes(tmp_path: Path) -> No
     assert all(name.startswith(".") for name in os.listdir(tmp_path))
     remove_unfinished(tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_removed_folder_loses_its_name_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "file").write_text("x")
+    remove_folder(tmp_path / "none")
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)  # a kill right after the rename
+    remove_folder(tmp_path / "inner")
+    (rest,) = tmp_path.iterdir()
+    assert rest.name.startswith(".")
+    monkeypatch.undo()
+    remove_unfinished(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_lock_keeps_other_processes_out_and_names_its_holder(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from jrt_eval.data.rows import FORMAT, DamagedRows, RowChunk, TokenRows, read_ro
 from jrt_eval.data.synthetic import synthetic_chunks
 from jrt_eval.data.text import find_files, text_chunks
 from jrt_eval.errors import UserError
-from jrt_eval.files import lock, reason
+from jrt_eval.files import lock, reason, remove_folder
 from jrt_eval.models.tokenizers import tokenizer_folder
 
 log = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ def open_rows(data: Data, tokenizer: str | None, cache: Path) -> TokenRows:
             if folder.exists():
                 log.warning("writing the tokens in %s again: they are damaged (%s)", folder, error)
             try:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_folder(folder)
                 write_rows(folder, _chunks(data, tokenizer), identity)
                 rows = read_rows(folder)
             except (OSError, DamagedRows) as problem:

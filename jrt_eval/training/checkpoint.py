@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from jrt_eval.errors import UserError
-from jrt_eval.files import new_folder, read_text, reason
+from jrt_eval.files import new_folder, read_text, reason, remove_folder
 from jrt_eval.training import starting_weights
 from jrt_eval.training.objective import load_released_state, released_state
 
@@ -93,7 +93,7 @@ def export_model(
         shutil.rmtree(staging, ignore_errors=True)
         with new_folder(staging) as temporary:
             write_model(temporary, model, config, tokenizer, dtype)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
         staging.rename(folder)
     except (OSError, SafetensorError) as error:
         raise UserError(f"could not write the model to {folder}: {reason(error)}") from error
@@ -132,7 +132,7 @@ def save(
             "Free some disk space and run the same command: it resumes from there"
         ) from error
     for old in existing(root)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        remove_folder(old)
     return final
 
 
