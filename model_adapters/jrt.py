@@ -1,7 +1,6 @@
 """`--model jrt`: JRT-RNN, Based, Mamba, attention and any transformers causal LM in lm-eval.
 
-Beside lm-eval's usual arguments: `short_prompt` and `backend` (docs/models.md). What is told to lm-eval about the
-model (`get_model_info`) stands in the results file under `config`.
+docs/models.md lists the arguments, and what `get_model_info` adds to the results file under `config`.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jrt_eval.model_adapters.arguments import choice, flag, integer, mapping, refuse_unknown, token_or_text
 from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -22,7 +22,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from torch import nn
 from tqdm import tqdm
 
-from jrt_eval.errors import UserError, nearest
+from jrt_eval.errors import UserError
 from jrt_eval.kernels import linear
 from jrt_eval.kernels.dispatch import BACKENDS
 from jrt_eval.models.auto import load_model
@@ -37,44 +37,20 @@ from jrt_eval.models.weights import as_dtype
 log = logging.getLogger(__name__)
 
 SHORT_PROMPTS = ("left_pad", "read_twice", "iterate")
-_CPU_TOKENS = 8192  # batch_size=auto off the GPU: so many tokens at once, where more only take memory
-
-_ARGUMENTS = [
-    "pretrained", "checkpoint_name", "revision", "tokenizer", "dtype", "mixed_precision_dtype", "device",
-    "batch_size", "max_batch_size", "max_length", "max_gen_toks", "arch", "backend", "short_prompt",
-    "trust_remote_code", "add_bos_token", "prefix_token_id", "cuda_graphs", "cpu_linear",
-]  # fmt: skip
-
-
-def _flag(name: str, value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    text = str(value).strip().lower()
-    if text not in ("true", "false", "1", "0"):
-        raise UserError(f"{name}={value} is neither true nor false")
-    return text in ("true", "1")
-
-
-def _whole(name: str, value: Any) -> int:
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise UserError(f"{name}={value} is no whole number of at least 1")
-    return number
+_CPU_TOKENS = 8192  # batch_size=auto on a CPU: tokens per batch; more take memory and no less time
 
 
 class JRTLM(TemplateLM):  # type: ignore[misc]
-    """The language model behind `--model jrt` (aliases `jrt_lm`, `based_lm`).
+    """The language model of `--model jrt` (aliases `jrt_lm`, `based_lm`); docs/models.md explains every argument.
 
-    pretrained (alias checkpoint_name): hub id, folder, or a module of `jrt_eval.load_model`. tokenizer: hub id,
-    folder or object; by default the checkpoint's own, gpt2 for the released ones, EleutherAI/gpt-neox-20b for
-    state-spaces' Mamba. dtype: auto, float32, bfloat16, float16. mixed_precision_dtype: autocast over `dtype` weights
-    (the published numbers: float32 weights, bfloat16 autocast). max_length: tokens of context and continuation
-    together. short_prompt: what JRT-RNN does with a prompt shorter than its encoder: left_pad, read_twice or iterate.
-    backend: kernels to use. arch: overrides the family that config.json says. cuda_graphs: decode JRT and Based models
-    through CUDA graphs, on a GPU. cpu_linear: the product of linear layers on a CPU (auto, torch or packed).
+    pretrained (alias checkpoint_name): hub id, folder, or a module of `jrt_eval.load_model` or transformers. tokenizer:
+    hub id, folder or object; by default the model's own (`jrt_eval.models.tokenizers`). dtype: auto, float32, bfloat16,
+    float16. mixed_precision_dtype: autocast over `dtype` weights (the published numbers: float32 weights, bfloat16
+    autocast). max_length: tokens of context and continuation together (`jrt_eval.models.context`). short_prompt: what
+    JRT-RNN does with a prompt shorter than its encoder: left_pad, read_twice or iterate. backend: kernels to use. arch:
+    overrides the family that config.json describes. cuda_graphs: decode JRT and Based models through CUDA graphs on a
+    GPU. cpu_linear: the product of linear layers on a CPU (auto, torch or packed). attn_implementation, device_map,
+    parallelize, peft, think_end_token, enable_thinking, chat_template_args: as for lm-eval's `hf`.
     """
 
     def __init__(
@@ -83,10 +59,15 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         *,
         checkpoint_name: str | None = None,
         revision: str | None = None,
+        subfolder: str | None = None,
         tokenizer: Any = None,
         dtype: str | torch.dtype | None = "auto",
         mixed_precision_dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
+        device_map: Any = None,
+        parallelize: bool | str = False,
+        attn_implementation: str | None = None,
+        peft: str | None = None,
         batch_size: int | str = 1,
         max_batch_size: int | str | None = 64,
         max_length: int | str | None = None,
@@ -99,70 +80,64 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         prefix_token_id: int | str | None = None,
         cuda_graphs: bool | str = True,
         cpu_linear: str = "auto",
+        think_end_token: str | int | None = None,
+        enable_thinking: bool | str | None = None,
+        chat_template_args: dict[str, Any] | str | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()
-        for name in unknown:
-            raise UserError(
-                f"model argument {name!r} is not known, these are: {', '.join(_ARGUMENTS)}" + nearest(name, _ARGUMENTS)
-            )
+        refuse_unknown(unknown)
         pretrained = pretrained if pretrained is not None else checkpoint_name
         if pretrained is None or pretrained == "":
             raise UserError("--model_args names no checkpoint: say pretrained=<hub id or folder>")
-        if short_prompt not in SHORT_PROMPTS:
-            raise UserError(
-                f"short_prompt={short_prompt} is not known, these are: {', '.join(SHORT_PROMPTS)}"
-                + nearest(str(short_prompt), list(SHORT_PROMPTS))
-            )
-        if backend not in ("auto", *BACKENDS):
-            raise UserError(
-                f"backend={backend} is not known, these are: {', '.join(('auto', *BACKENDS))}"
-                + nearest(str(backend), ["auto", *BACKENDS])
-            )
-        self.short_prompt = short_prompt
+        if backend in ("causal", "seq2seq", "default"):
+            raise UserError(f"backend={backend} is an argument of --model hf; here it names kernels")
+        self.short_prompt = choice("short_prompt", short_prompt, list(SHORT_PROMPTS))
         self.revision = None if revision is None else str(revision)
         self.mixed_precision_dtype = as_dtype(mixed_precision_dtype)
+        self._device: torch.device
         self._set_up_processes(device)
 
-        trust = _flag("trust_remote_code", trust_remote_code)
-        model: LanguageModel
+        trust = flag("trust_remote_code", trust_remote_code)
+        self._model: LanguageModel
         if isinstance(pretrained, nn.Module):
-            model = pretrained if isinstance(pretrained, (JRTModel, TransformersModel)) else _wrapped(pretrained)
-            self._device = model.device
+            self._model = _wrapped(pretrained)
         else:
-            model = load_model(
+            self._model = load_model(
                 str(pretrained),
                 device=self._device,
                 dtype=dtype,
-                backend=backend,
+                backend=choice("backend", backend, ["auto", *BACKENDS]),
                 arch=arch,
                 revision=self.revision,
+                subfolder=subfolder,
                 trust_remote_code=trust,
-                cuda_graphs=_flag("cuda_graphs", cuda_graphs),
+                cuda_graphs=flag("cuda_graphs", cuda_graphs),
                 # autocast decides about the dtype of each product, so it has to be PyTorch's
                 cpu_linear="torch" if self.mixed_precision_dtype and cpu_linear == "auto" else cpu_linear,
+                attn_implementation=attn_implementation,
+                device_map="auto" if device_map is None and flag("parallelize", parallelize) else device_map,
+                peft=peft,
             )
-        self._model = model
-        self.pretrained = pretrained if isinstance(pretrained, str) else model.source
+        self._device = self._model.device
+        self.pretrained = pretrained if isinstance(pretrained, str) else self._model.source
         if tokenizer is None or isinstance(tokenizer, str):
-            tokenizer = self._load_tokenizer(tokenizer, trust)
+            tokenizer = self._load_tokenizer(tokenizer, subfolder, trust)
         self.tokenizer = tokenizer
-        if len(tokenizer) > model.vocabulary:
-            raise UserError(
-                f"{self.pretrained} has {model.vocabulary:,} rows in its vocabulary, the tokenizer "
-                f"{tokenizer.name_or_path} {len(tokenizer):,} tokens: they do not belong together; "
-                "give the model's own as tokenizer=..."
-            )
-        self.add_bos_token = None if add_bos_token is None else _flag("add_bos_token", add_bos_token)
-        self.custom_prefix_token_id = None if prefix_token_id is None else int(prefix_token_id)
-        self._max_length = (
-            context_length(model.raw_config, tokenizer) if max_length is None else _whole("max_length", max_length)
+        self._check_vocabulary()
+        self.add_bos_token = None if add_bos_token is None else flag("add_bos_token", add_bos_token)
+        self.custom_prefix_token_id = (
+            None if prefix_token_id is None else integer("prefix_token_id", prefix_token_id, 0)
         )
-        self._max_gen_toks = _whole("max_gen_toks", max_gen_toks)
-        self.max_batch_size = _whole("max_batch_size", max_batch_size or 64)
+        length = context_length(self._model.raw_config, tokenizer) if max_length is None else max_length
+        self._max_length = integer("max_length", length)
+        self._max_gen_toks = integer("max_gen_toks", max_gen_toks)
+        self.max_batch_size = integer("max_batch_size", max_batch_size or 64)
         self._auto_batch = str(batch_size).startswith("auto")
-        self._batch_size = 0 if self._auto_batch else _whole("batch_size", batch_size)
+        self._batch_size = 0 if self._auto_batch else integer("batch_size", batch_size)
         self.batch_sizes: dict[int, int] = {}
+        self.truncated_requests = {"generate_until": 0, "loglikelihood": 0}
+        self._set_up_thinking(think_end_token, enable_thinking, chat_template_args)
 
     # --- set-up
 
@@ -172,15 +147,13 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> JRTLM:
-        """What stands in --model_args holds, lm-eval's own --device and --batch_size say the rest: it passes both on, and a name
-        in each would be Python's TypeError.
-        """
+        """`--model_args` takes precedence over `--device` and `--batch_size`, which lm-eval passes on as well."""
         rest = {name: value for name, value in (additional_config or {}).items() if value is not None}
         for name in rest.keys() & arg_dict.keys():
             given = rest.pop(name)
-            default = name == "batch_size" and given == 1  # what lm-eval says where it was told nothing
+            default = name == "batch_size" and given == 1  # lm-eval's default
             if str(given) != str(arg_dict[name]) and not default:
-                log.warning("%s=%s in --model_args holds, not --%s %s", name, arg_dict[name], name, given)
+                log.warning("%s=%s of --model_args is used, not --%s %s", name, arg_dict[name], name, given)
         return cls(**arg_dict, **rest)
 
     def _set_up_processes(self, device: str | torch.device | None) -> None:
@@ -206,13 +179,36 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
             log.warning("torch %s sees no GPU: running on the CPU instead of %s", torch.__version__, name)
             self._device = torch.device("cpu")
 
-    def _load_tokenizer(self, name: str | None, trust_remote_code: bool) -> Any:
+    def _load_tokenizer(self, name: str | None, subfolder: str | None, trust_remote_code: bool) -> Any:
         """The tokenizer that the user names, else the model's own at the model's revision."""
         if name:
             return load_tokenizer(name, trust_remote_code=trust_remote_code)
         if not self.pretrained:
             raise UserError("a model given as a module without a name needs its tokenizer too: give tokenizer=...")
-        return load_tokenizer(self.pretrained, self.revision, trust_remote_code=trust_remote_code)
+        return load_tokenizer(self.pretrained, self.revision, subfolder=subfolder, trust_remote_code=trust_remote_code)
+
+    def _check_vocabulary(self) -> None:
+        """Refuse a tokenizer of another model: tokens beyond the embedding table, added ones such as <pad> aside.
+
+        An added token that a prompt does contain is refused when it occurs.
+        """
+        rows, tokenizer = self._model.vocabulary, self.tokenizer
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        if any(token not in added for token in range(rows, len(tokenizer))):
+            raise UserError(
+                f"{self.pretrained} has {rows:,} rows in its vocabulary, the tokenizer "
+                f"{tokenizer.name_or_path} {len(tokenizer):,} tokens: they do not belong together; "
+                "give the model's own as tokenizer=..."
+            )
+
+    def _set_up_thinking(self, end: str | int | None, enable: bool | str | None, template: Any) -> None:
+        self.think_end_token = token_or_text(end)
+        self.chat_template_args = mapping("chat_template_args", template)
+        self.enable_thinking = None if enable is None else flag("enable_thinking", enable)
+        if self.enable_thinking is not None:
+            self.chat_template_args["enable_thinking"] = self.enable_thinking
+        if self.enable_thinking and end is None:
+            raise UserError("enable_thinking=True needs think_end_token=<the token that ends the thinking>")
 
     # --- what lm-eval asks
 
@@ -290,6 +286,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
+            **self.chat_template_args,
         )
         return text
 
@@ -316,6 +313,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
             "model_recurrent_state_bytes": state.recurrent,
             "model_convolution_state_bytes": state.convolution,
             "model_max_length": self.max_length,
+            "model_truncated_requests": dict(self.truncated_requests),
             "model_encoder_length": model.enc_length,
             "model_short_prompt": self.short_prompt if model.enc_length else None,
             "model_cpu_linear": linear.products(model),  # type: ignore[arg-type]
@@ -347,11 +345,23 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
                 rows, self.tokenizer([contexts[i] for i in rows], **special)["input_ids"], strict=True
             ):
                 prompts[i] = tokens or [self.prefix_token_id]
+        self._check_tokens(prompts)
         return prompts
+
+    def _check_tokens(self, rows: Iterable[list[int]]) -> None:
+        """Refuse tokens beyond the embedding table (`_check_vocabulary` lets added tokens pass)."""
+        if len(self.tokenizer) <= self._model.vocabulary:
+            return
+        for row in rows:
+            if row and max(row) >= self._model.vocabulary:
+                raise UserError(
+                    f"a prompt contains the token {self.tokenizer.convert_ids_to_tokens(max(row))!r}, which "
+                    f"{self.pretrained} has no embedding for ({self._model.vocabulary:,} rows)"
+                )
 
     def tok_decode(self, tokens: Sequence[int] | int, skip_special_tokens: bool = True) -> str:
         tokens = [tokens] if isinstance(tokens, int) else tokens
-        # padding rows of the vocabulary can be the likeliest token, and mean no text
+        # a padding row of the vocabulary can be the likeliest token; it has no text
         held = [t for t in tokens if t < len(self.tokenizer)]
         text: str = self.tokenizer.decode(
             held, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
@@ -372,9 +382,9 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
     # --- batches
 
     def _rows(self, longest: int, run: Callable[[int], Any]) -> int:
-        """Rows that fit a batch whose longest has `longest` tokens; `run(rows)` tries so many on the GPU.
+        """The batch size for rows of up to `longest` tokens; on a GPU `run(rows)` tries sizes.
 
-        Ranks decide for themselves: they may hold different groups of requests, and no answer depends on the batch.
+        Each rank decides for itself: ranks may have different groups of requests, and no result depends on the batch.
         """
         if not self._auto_batch:
             return self._batch_size
@@ -405,15 +415,19 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         for rows in groups.values():
             kwargs = dict(normalize_gen_kwargs(asked[rows[0]][1], self.max_gen_toks))
             until = [term for term in kwargs.pop("until", []) if term]
-            new = _whole("max_gen_toks", kwargs.pop("max_gen_toks"))
+            new = integer("max_gen_toks", kwargs.pop("max_gen_toks"))
             kwargs.pop("max_length", None)
             room = self.max_length - new
             if room < 1:
-                raise UserError(f"max_gen_toks={new} leaves no room for a prompt in max_length={self.max_length}")
+                raise UserError(
+                    f"max_gen_toks={new} leaves no room for a prompt in max_length={self.max_length}: "
+                    "lower max_gen_toks, or raise the model argument max_length"
+                )
             cut = sum(len(prompts[i]) > room for i in rows)
+            self.truncated_requests["generate_until"] += cut
             if cut:
                 log.warning("%d of %d prompts exceed %d tokens: their beginnings are cut off", cut, len(rows), room)
-            # longest first: what does not fit memory fails at once, and rows of a batch have like lengths
+            # longest first: what does not fit into memory fails at once, and rows of a batch have similar lengths
             rows = sorted(rows, key=lambda i: (-len(prompts[i]), asked[i][0]))
             longest = min(len(prompts[rows[0]]), room)
             stop_ids, texts = self._stops(until)
@@ -462,12 +476,25 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         return texts
 
     def _text(self, tokens: list[int], stop_ids: list[int], texts: list[str]) -> str:
-        """The text before the first stop."""
+        """The text after the thinking, if there is any, and before the first stop."""
         end = next((i for i, token in enumerate(tokens) if token in stop_ids), len(tokens))
-        text = self.tok_decode(tokens[:end])
+        tokens = tokens[:end]
+        if isinstance(self.think_end_token, int) and self.think_end_token in tokens:
+            last = len(tokens) - 1 - tokens[::-1].index(self.think_end_token)
+            text = self.tok_decode(tokens[last + 1 :]).lstrip()
+        else:
+            text = self.tok_decode(tokens)
+        if isinstance(self.think_end_token, str):
+            text = text.split(self.think_end_token)[-1].lstrip()
         for term in texts:
             text = text.split(term, 1)[0]
         return text
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        if self.enable_thinking:
+            raise UserError("enable_thinking=True works with generation tasks only; this task asks for log-likelihoods")
+        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return answers
 
     def _loglikelihood_tokens(
         self,
@@ -480,16 +507,23 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         Contexts are cut at their beginning so that context and continuation, less its last token, fit `max_length`.
         """
         pairs = []
+        cut = 0
         for _, context, continuation in requests:
             if len(continuation) > self.max_length:
                 raise UserError(
                     f"a continuation of {len(continuation)} tokens exceeds max_length={self.max_length}: "
                     "raise it with max_length=..."
                 )
-            # lm-eval counts a context's trailing spaces to the continuation: nothing is left of a context of spaces
+            # lm-eval moves a context's trailing spaces to the continuation, so a context of spaces is empty
             context = context or [self.prefix_token_id]
             over = max(0, len(context) + len(continuation) - self.max_length - 1)
+            cut += over > 0
             pairs.append((context[min(over, len(context) - 1) :], continuation))
+        self._check_tokens(context + continuation for context, continuation in pairs)
+        self.truncated_requests["loglikelihood"] += cut
+        if cut:
+            log.warning("%d of %d requests exceed %d tokens: the beginnings of their contexts are cut off",
+                        cut, len(pairs), self.max_length)  # fmt: skip
         answers: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
         order = sorted(
             (i for i, pair in enumerate(pairs) if pair[1]),
@@ -563,9 +597,12 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         return totals
 
 
-def _wrapped(model: nn.Module) -> TransformersModel:
+def _wrapped(model: nn.Module) -> LanguageModel:
+    """A module of `load_model` as it is; one of transformers with our interface."""
     from transformers import PreTrainedModel
 
+    if isinstance(model, (JRTModel, TransformersModel)):
+        return model
     if not isinstance(model, PreTrainedModel):
         raise UserError(
             f"pretrained is a {type(model).__name__}: give a hub id, a folder, or a model of jrt_eval.load_model"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
+from jrt_eval.errors import UserError
 from jrt_eval.kernels import linear
 from jrt_eval.models.checkpoints import Checkpoint, family_of
 from jrt_eval.models.interface import LanguageModel
@@ -30,6 +31,10 @@ def load_model(
     trust_remote_code: bool = False,
     cuda_graphs: bool = True,
     cpu_linear: str = "torch",
+    subfolder: str | None = None,
+    attn_implementation: str | None = None,
+    device_map: Any = None,
+    peft: str | None = None,
 ) -> LanguageModel:
     """Load a checkpoint by folder or hub id, in evaluation mode.
 
@@ -38,6 +43,8 @@ def load_model(
     what config.json says. cuda_graphs: decode JRT and Based models through CUDA graphs on a GPU.
     cpu_linear: the product of linear layers on a CPU. "torch" is PyTorch's; "packed" is oneDNN's on packed weights, which
     `parameters()` lists without their values; "auto" takes the fastest for each shape (`jrt_eval.kernels.linear`).
+    subfolder: where the files are inside the folder or repository. attn_implementation, device_map, peft (a LoRA adapter
+    by folder or hub id): for transformers' classes only.
 
     The module's call takes input_ids (batch, length) and returns an object with `.logits` (batch, length,
     vocabulary), padding rows of the vocabulary included; `.generate(input_ids, max_new_tokens=...)` returns prompt
@@ -46,9 +53,12 @@ def load_model(
     """
     where = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind = as_dtype(dtype)
-    checkpoint = Checkpoint(path_or_repo, revision)
+    checkpoint = Checkpoint(path_or_repo, revision, subfolder)
     raw = checkpoint.config()
     family = family_of(raw, arch)
+    for name, given in [("attn_implementation", attn_implementation), ("device_map", device_map), ("peft", peft)]:
+        if given is not None and family in ("jrt", "mamba"):
+            raise UserError(f"{name} applies to transformers' classes; {checkpoint.name} is loaded by our own")
     model: LanguageModel
     if family == "jrt":
         model = load_jrt(checkpoint, raw, device=where, dtype=kind, backend=backend, cuda_graphs=cuda_graphs)
@@ -59,7 +69,15 @@ def load_model(
         model = load_mamba(checkpoint, raw, device=where, dtype=kind, arch=arch)
     else:
         model = load_transformers(
-            checkpoint, raw, device=where, dtype=kind, fla=family == "fla", trust_remote_code=trust_remote_code
+            checkpoint,
+            raw,
+            device=where,
+            dtype=kind,
+            fla=family == "fla",
+            trust_remote_code=trust_remote_code,
+            attn_implementation=attn_implementation,
+            device_map=device_map,
+            peft=peft,
         )
     linear.use_fastest(cast(torch.nn.Module, model), cpu_linear)
     model.source, model.revision = checkpoint.name, revision

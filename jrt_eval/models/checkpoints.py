@@ -40,11 +40,14 @@ WEIGHT_FILES = (
 
 
 class Checkpoint:
-    """A checkpoint's files by folder, name of a mini checkpoint, or hub id."""
+    """A checkpoint's files by folder, name of a mini checkpoint, or hub id; `subfolder`: where they are inside it."""
 
-    def __init__(self, name: str | Path, revision: str | None = None) -> None:
+    def __init__(self, name: str | Path, revision: str | None = None, subfolder: str | None = None) -> None:
         self.name = str(name)
         self.revision = revision
+        self.subfolder = subfolder or ""
+        if self.subfolder.startswith("/") or ".." in Path(self.subfolder).parts:
+            raise UserError(f"subfolder={subfolder} must be a path inside {name}")
         self.folder: Path | None = None
         self.offline = False  # files came from the hub's local cache, the hub could not be reached
         path = Path(name).expanduser()
@@ -59,20 +62,26 @@ class Checkpoint:
 
     @property
     def location(self) -> str:
-        """What transformers' `from_pretrained` takes."""
+        """The first argument of transformers' `from_pretrained`."""
         return self.name if self.folder is None else str(self.folder)
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Further arguments of `from_pretrained`."""
+        given = {"revision": self.revision, "subfolder": self.subfolder}
+        return {key: value for key, value in given.items() if value}
 
     def get(self, filename: str) -> Path | None:
         """The local path of a file, downloaded if needed; None where the checkpoint has no such file."""
         if self.folder is not None:
-            path = self.folder / filename
+            path = self.folder / self.subfolder / filename
             return path if path.is_file() else None
         import huggingface_hub.errors as hub
         import requests
         from huggingface_hub import hf_hub_download
 
         try:
-            return Path(hf_hub_download(self.name, filename, revision=self.revision))
+            return Path(hf_hub_download(self.name, filename, subfolder=self.subfolder or None, revision=self.revision))
         except hub.LocalEntryNotFoundError:
             if filename != "config.json" and self._cached("config.json"):
                 # An earlier download. Only the hub could say which files the repository lacks.
@@ -105,7 +114,9 @@ class Checkpoint:
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
-            hf_hub_download(self.name, filename, revision=self.revision, local_files_only=True)
+            hf_hub_download(
+                self.name, filename, subfolder=self.subfolder or None, revision=self.revision, local_files_only=True
+            )
         except LocalEntryNotFoundError:
             return False
         return True

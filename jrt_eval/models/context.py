@@ -33,9 +33,11 @@ def context_length(config: Mapping[str, Any], tokenizer: Any = None) -> int:
     return int(limit) if _is_length(limit) and limit < _NO_LIMIT else DEFAULT
 
 
-def context_length_of(name: str, revision: str | None = None, tokenizer: Any = None) -> int:
+def context_length_of(
+    name: str, revision: str | None = None, tokenizer: Any = None, *, subfolder: str | None = None
+) -> int:
     """`context_length` of a model by folder or hub id. Raises `UserError` if there is no such model."""
-    checkpoint = Checkpoint(name, revision)
+    checkpoint = Checkpoint(name, revision, subfolder)
     config = checkpoint.config()
     if family_of(config) not in ("jrt", "mamba"):
         config = _with_defaults(checkpoint, config)
@@ -46,9 +48,7 @@ def _with_defaults(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, 
     from transformers import AutoConfig
 
     try:
-        known: Any = AutoConfig.from_pretrained(
-            checkpoint.location, revision=checkpoint.revision, trust_remote_code=False
-        )
+        known: Any = AutoConfig.from_pretrained(checkpoint.location, trust_remote_code=False, **checkpoint.options)
     except Exception:  # noqa: BLE001 - a class that transformers does not know: then what the file says
         return config
     return dict(known.to_dict())

@@ -32,7 +32,9 @@ _END = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOS]")
 _BEGIN = ("<s>", "<|begin_of_text|>", "<bos>", "[BOS]", "<|startoftext|>")
 
 
-def load_tokenizer(name: str | Path, revision: str | None = None, *, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(
+    name: str | Path, revision: str | None = None, *, subfolder: str | None = None, trust_remote_code: bool = False
+) -> Any:
     """The transformers tokenizer of a folder, a tokenizer.json, a mini checkpoint, or a hub id.
 
     name: of a model or of a tokenizer; "mini" means the one of all mini checkpoints. A folder may hold only a
@@ -42,18 +44,19 @@ def load_tokenizer(name: str | Path, revision: str | None = None, *, trust_remot
     try:
         if path.is_file():
             return _wrap(_from_file(path), name)
-        checkpoint = Checkpoint(path if path.is_dir() else name, revision)
+        checkpoint = Checkpoint(path if path.is_dir() else name, revision, subfolder)
         own = [file for file in FILES if checkpoint.get(file) is not None][:1]
         if not own:
             default = default_tokenizer(_config(checkpoint))
             if default is not None:
                 return load_tokenizer(default)
-            if checkpoint.folder is not None and not any(checkpoint.folder.glob("*token*")):
-                raise UserError(f"{name} has no tokenizer (looked for {', '.join(FILES)})")
-        if checkpoint.folder is not None and own == ["tokenizer.json"]:
-            return _wrap(_from_file(checkpoint.folder / "tokenizer.json"), name)
-        if checkpoint.folder is not None and own == ["vocab.json"] and (checkpoint.folder / "merges.txt").is_file():
-            return _wrap(_gpt2(checkpoint.folder), name)
+        folder = None if checkpoint.folder is None else checkpoint.folder / checkpoint.subfolder
+        if folder is not None and not own and not any(folder.glob("*token*")):
+            raise UserError(f"{name} has no tokenizer (looked for {', '.join(FILES)})")
+        if folder is not None and own == ["tokenizer.json"]:
+            return _wrap(_from_file(folder / "tokenizer.json"), name)
+        if folder is not None and own == ["vocab.json"] and (folder / "merges.txt").is_file():
+            return _wrap(_gpt2(folder), name)
         return _from_transformers(checkpoint, name, trust_remote_code)
     except UserError as error:
         if "tokenizer=" in str(error):
@@ -86,7 +89,7 @@ def _from_transformers(checkpoint: Checkpoint, name: str | Path, trust_remote_co
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            checkpoint.location, revision=checkpoint.revision, trust_remote_code=trust_remote_code
+            checkpoint.location, trust_remote_code=trust_remote_code, **checkpoint.options
         )
         if len(tokenizer) < 2:  # transformers 5 makes an empty one for a repository without tokenizer files
             raise ValueError("its vocabulary is empty")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from jrt_eval.models.checkpoints import Checkpoint
 from jrt_eval.models.interface import StateBytes, StopTest, token_ids
 from jrt_eval.models.recurrent.generation import right_padded
 from jrt_eval.models.recurrent.model import score_tokens
+from jrt_eval.models.recurrent.reading import Section, short
 from jrt_eval.models.weights import common_dtype, read_tensors
 
 log = logging.getLogger(__name__)
@@ -204,7 +206,7 @@ def _until(tokens: list[int], stop_ids: list[int]) -> list[int]:
     return tokens
 
 
-# --- transformers' own form, and fla
+# --- loading
 
 
 def load_transformers(
@@ -215,55 +217,119 @@ def load_transformers(
     dtype: torch.dtype | None,
     fla: bool = False,
     trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+    device_map: Any = None,
+    peft: str | None = None,
 ) -> TransformersModel:
     """Any causal LM that transformers knows, or one of flash-linear-attention's."""
     import transformers
     from transformers import AutoModelForCausalLM
 
+    name = checkpoint.name
     if fla:
         _import_fla(str(raw.get("model_type")))
     if raw.get("auto_map") and not trust_remote_code and not _known(raw) and not fla:
-        raise UserError(
-            f"{checkpoint.name} brings its own modelling code, which is not run unless you say trust_remote_code=True"
-        )
-    whole = _look_into(checkpoint, quantised="quantization_config" in raw)
-    name = "dtype" if tuple(int(x) for x in transformers.__version__.split(".")[:2]) >= (4, 56) else "torch_dtype"
+        raise UserError(f"{name} brings its own modelling code, which runs only with trust_remote_code=True")
+    check_numbers(raw, f"{name}/config.json")
+    quantised = "quantization_config" in raw
+    whole = _inspect_weights(checkpoint, raw, quantised=quantised)
+    dtype_name = "dtype" if tuple(int(x) for x in transformers.__version__.split(".")[:2]) >= (4, 56) else "torch_dtype"
+    given = {"attn_implementation": attn_implementation, "device_map": device_map}
     try:
         inner, info = AutoModelForCausalLM.from_pretrained(
             checkpoint.location,
-            revision=checkpoint.revision,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
-            **{name: dtype if dtype is not None else "auto"},
+            **{dtype_name: dtype if dtype is not None else "auto"},
+            **{key: value for key, value in given.items() if value is not None},
+            **checkpoint.options,
         )
-    except UserError:
-        raise
     except Exception as error:
         line = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{checkpoint.name}: transformers cannot load it: {line}") from error
+        raise UserError(f"{name}: transformers cannot load it: {line}") from error
     lost = sorted(f"missing {key}" for key in info.get("missing_keys", []))
     lost += [f"{k} has shape {tuple(a)}, expected {tuple(b)}" for k, a, b in info.get("mismatched_keys", [])]
     if lost:
-        raise UserError(f"{checkpoint.name}: the weights do not fit the config: {'; '.join(lost[:4])}")
+        raise UserError(f"{name}: the weights do not fit the config: {'; '.join(lost[:4])}")
     for key, value in inner.named_parameters():
         if key in whole and value.is_floating_point():
-            raise UserError(f"{checkpoint.name}: {key} is {whole[key]}, floating point was expected")
-        if not bool(torch.isfinite(value).all()):
-            raise UserError(f"{checkpoint.name}: {key} holds NaN or infinite values; the file is damaged")
-    return TransformersModel(inner.to(device).eval())
+            raise UserError(f"{name}: {key} is {whole[key]}, floating point was expected")
+        if value.device.type != "meta" and not bool(torch.isfinite(value).all()):
+            raise UserError(f"{name}: {key} holds NaN or infinite values; the file is damaged")
+    if peft is not None:
+        inner = _with_adapter(inner, peft)
+    return TransformersModel((inner if device_map is not None or quantised else inner.to(device)).eval())
 
 
-def _look_into(checkpoint: Checkpoint, *, quantised: bool) -> dict[str, str]:
-    """Refuse what our own reader of weight files refuses, in its words; return the tensors of whole numbers, by dtype."""
+def check_numbers(config: Mapping[str, Any], source: str) -> None:
+    """Refuse sizes and epsilons with which no model computes anything: `UserError` with the key."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            check_numbers(value, source)
+        elif isinstance(value, int) and abs(value) >= 2**31:
+            raise UserError(f"{source}: {key} is {short(value)}, no model has that")
+        elif str(key).lower().endswith(("eps", "epsilon")) and value is not None:
+            Section(config, source).number(key, low=0, high=1)
+
+
+def _inspect_weights(checkpoint: Checkpoint, raw: Mapping[str, Any], *, quantised: bool) -> dict[str, str]:
+    """Refuse what our own reader refuses, before transformers allocates anything; return integer tensors, by dtype."""
+    shapes: dict[str, torch.Size] = {}
     whole: dict[str, str] = {}
-    for path in checkpoint.weight_files():
+    for path, names in checkpoint.weight_files().items():
         tensors = read_tensors(path)
+        if stale := sorted(tensors.keys() & shapes.keys()):
+            raise UserError(f"{checkpoint.name}: {stale[0]} is in {path.name} and in another weight file: remove one")
+        if names is not None and (lost := sorted(names - tensors.keys())):
+            raise UserError(f"{path} lacks {lost[0]}, which the index of weight files assigns to it")
+        shapes |= {key: tensor.shape for key, tensor in tensors.items()}
         if quantised:
             continue
         common_dtype(tensors, checkpoint.name)
         whole |= {k: str(t.dtype).removeprefix("torch.") for k, t in tensors.items() if not t.is_floating_point()}
+    if not quantised and _known(raw):
+        _compare_sizes(checkpoint, raw, shapes)
     return whole
+
+
+def _compare_sizes(checkpoint: Checkpoint, raw: Mapping[str, Any], shapes: Mapping[str, torch.Size]) -> None:
+    """Refuse a config that describes a far larger model than the weight file holds."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    layers = {int(n) for key in shapes for n in re.findall(r"\.(\d+)\.", f".{key}.")}
+    for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
+        given = raw.get(key)
+        if isinstance(given, int) and given > 64 + 16 * len(layers):  # some classes run their layers several times
+            raise UserError(f"{checkpoint.name}: {key} is {given:,}, the weight file has {len(layers):,} layers")
+    held = sum(shape.numel() for shape in shapes.values())
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.location, trust_remote_code=False, **checkpoint.options)
+        with torch.device("meta"):
+            described = sum(
+                p.numel() for p in AutoModelForCausalLM.from_config(config, trust_remote_code=False).parameters()
+            )
+    except Exception as error:
+        line = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{checkpoint.name}: transformers cannot load it: {line}") from error
+    if described > 2 * held + 10**6:
+        raise UserError(
+            f"{checkpoint.name}: the weights do not fit the config: it describes {described:,} parameters, "
+            f"the weight file has {held:,}"
+        )
+
+
+def _with_adapter(inner: Any, adapter: str) -> Any:
+    """The model with a PEFT adapter merged into its weights."""
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise UserError("peft=... needs the package peft: pip install peft") from None
+    try:
+        return PeftModel.from_pretrained(inner, adapter).merge_and_unload()
+    except Exception as error:
+        line = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"peft={adapter} cannot be loaded: {line}") from error
 
 
 def _known(raw: Mapping[str, Any]) -> bool:

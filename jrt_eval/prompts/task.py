@@ -224,7 +224,9 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
         own = metadata.get("pretrained") or metadata.get("checkpoint_name")
         if isinstance(own, str):
             try:
-                return context_length_of(own, tokenization.revision_of(metadata), tokenizer)
+                return context_length_of(
+                    own, tokenization.revision_of(metadata), tokenizer, subfolder=metadata.get("subfolder")
+                )
             except UserError:  # not a checkpoint: an API's model name
                 pass
         return context_length({}, tokenizer)

@@ -157,13 +157,19 @@ def requested(metadata: Mapping[str, Any]) -> str | None:
 def resolve(metadata: Mapping[str, Any]) -> Tokenizer | None:
     """The tokenizer that a run's metadata name, or None if they name none.
 
-    `revision` is the model's: it does not apply to a tokenizer of another name. Raises `UserError` if it cannot be loaded.
+    `revision` and `subfolder` are the model's: they do not apply to a tokenizer of another name. Raises `UserError` if it
+    cannot be loaded.
     """
     name = requested(metadata)
     if name is None:
         return None
-    revision = None if metadata.get("tokenizer") else revision_of(metadata)
-    return load(name, revision, metadata.get("trust_remote_code") in (True, "True", "true"))
+    own = not metadata.get("tokenizer")
+    return load(
+        name,
+        revision_of(metadata) if own else None,
+        metadata.get("trust_remote_code") in (True, "True", "true"),
+        metadata.get("subfolder") if own else None,
+    )
 
 
 def revision_of(metadata: Mapping[str, Any]) -> str | None:
@@ -173,10 +179,13 @@ def revision_of(metadata: Mapping[str, Any]) -> str | None:
 
 
 @functools.lru_cache(maxsize=4)
-def load(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
+def load(
+    name: str, revision: str | None = None, trust_remote_code: bool = False, subfolder: str | None = None
+) -> Tokenizer:
     """The tokenizer of a model or of that name, by the rule of `jrt_eval.models.tokenizers`. Raises `UserError`."""
     try:
-        return Tokenizer(name, load_tokenizer(name, revision, trust_remote_code=trust_remote_code))
+        found = load_tokenizer(name, revision, subfolder=subfolder, trust_remote_code=trust_remote_code)
     except UserError as error:
         line = str(error).partition("; give a folder or a hub id as tokenizer=")[0]
         raise UserError(f"{line}; give a tokenizer with --metadata tokenizer=FOLDER_OR_HUB_ID") from None
+    return Tokenizer(name, found)

@@ -329,7 +329,7 @@ def test_arguments_given_twice(folders: Callable[[str], Path], caplog: pytest.Lo
     given = {"pretrained": str(folders("jrt")), "tokenizer": byte_tokenizer(), "device": "cpu", "batch_size": "3"}
     lm = JRTLM.create_from_arg_obj(given, {"batch_size": 1, "max_batch_size": None, "device": "cuda:0"})
     assert (lm.device, lm.batch_size) == (torch.device("cpu"), 3)
-    assert caplog.messages == ["device=cpu in --model_args holds, not --device cuda:0"]
+    assert caplog.messages == ["device=cpu of --model_args is used, not --device cuda:0"]
     text = f"pretrained={folders('jrt')},device=cpu"
     lm = JRTLM.create_from_arg_string(text, {"device": "cpu", "batch_size": 2, "tokenizer": byte_tokenizer()})
     assert (lm.device, lm.batch_size) == (torch.device("cpu"), 2)
