@@ -142,7 +142,9 @@ def direct(args: argparse.Namespace, results: dict[str, Any]) -> None:
     import jrt_eval
 
     jrt: Any = jrt_eval.load_model(args.work / "jrt", device=args.device, backend=args.backend)
-    hf: Any = LlamaForCausalLM.from_pretrained(args.work / "hf", dtype=args.dtype, attn_implementation="sdpa")
+    hf: Any = LlamaForCausalLM.from_pretrained(
+        args.work / "hf", trust_remote_code=False, dtype=args.dtype, attn_implementation="sdpa"
+    )
     hf = hf.to(args.device).eval()
     say("both models loaded")
 

@@ -55,4 +55,4 @@ def _with_defaults(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, 
 
 
 def _is_length(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 10**300

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(str(path))
         except (safetensors.SafetensorError, ValueError, RuntimeError, OSError) as error:
-            raise UserError(f"{path} ({size:,} bytes) is truncated or no safetensors file: {_line(error)}") from None
+            raise UserError(f"{path} ({size:,} bytes) is truncated or not a safetensors file: {_line(error)}") from None
+    _check_archive(path, size)
     try:
         try:
             held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -88,14 +90,37 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise UserError(
                 f"{path} holds more than tensors{what}, and loading that could execute code: refused"
             ) from None
-        raise UserError(f"{path} ({size:,} bytes) is truncated, or no file of tensors: {_line(error)}") from None
+        raise UserError(f"{path} ({size:,} bytes) is truncated, or not a file of tensors: {_line(error)}") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} ({size:,} bytes) is truncated or no torch file: {_line(error)}") from None
+        raise UserError(f"{path} ({size:,} bytes) is truncated or not a torch file: {_line(error)}") from None
     if isinstance(held, dict) and isinstance(held.get("state_dict"), dict):
         held = held["state_dict"]  # as training checkpoints hold it
     if not isinstance(held, dict) or not all(isinstance(v, Tensor) for v in held.values()):
         raise UserError(f"{path} holds a {type(held).__name__}, a dict of tensors is needed")
+    _check_extent(path, size, held)
     return held
+
+
+def _check_archive(path: Path, size: int) -> None:
+    """Refuse a torch file whose parts are compressed: a few bytes could expand to any size. torch writes none."""
+    if not zipfile.is_zipfile(path):
+        return  # torch's format before 1.6, or no torch file at all
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise UserError(f"{path} ({size:,} bytes) is truncated or damaged: {_line(error)}") from None
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts) or sum(p.file_size for p in parts) > size:
+        raise UserError(f"{path} has compressed parts, which torch does not write: refused")
+
+
+def _check_extent(path: Path, size: int, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are larger than what the file stores for them, such as views with stride 0."""
+    for name, t in tensors.items():
+        if t.layout != torch.strided or t.is_quantized or t.device.type != "cpu":
+            raise UserError(f"{path}: {name} is not an ordinary dense tensor")
+        if t.numel() * t.element_size() > min(size, t.untyped_storage().nbytes()):
+            raise UserError(f"{path}: {name} has {t.numel():,} elements, more than the file stores for it")
 
 
 def _line(error: BaseException) -> str:

@@ -94,7 +94,7 @@ def test_collect_compare_report(real: Path, shared: Path, tmp_path: Path) -> Non
     assert scores["context_length"].unique().tolist() == [200]
 
     # what the models read, in their own tokens
-    tokenizer = AutoTokenizer.from_pretrained(str(real / "tiny-gpt2"))
+    tokenizer = AutoTokenizer.from_pretrained(str(real / "tiny-gpt2"), trust_remote_code=False)
     some = frame.groupby(["model", "task"], observed=True).head(2)
     assert len(some) == 24
     for row in some.itertuples():
