@@ -51,10 +51,31 @@ SUPERGLUE = {
 
 @dataclass(frozen=True)
 class TaskSize:
-    """Prompts and tokens of a task; None if unknown."""
+    """What a task makes a model read and write; None if unknown."""
 
     prompts: int | None
     tokens: int | None
+    answers: int | None  # prompts after which the model generates
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a model is assumed to be. The defaults are for a 1.3B model on an A100."""
+
+    prefill_tflops: float = (
+        78.0  # a quarter of the A100's 312 TFLOP/s in bfloat16; 2 FLOPs for each parameter and token
+    )
+    step_ms: float = 25.0  # of a decode step of BATCH prompts
+
+
+BATCH = 32
+
+
+def gpu_hours(params: float, tokens: int, answers: int, speed: Speed) -> tuple[float, float]:
+    """Hours of prefill and of decoding."""
+    prefill = 2 * params * tokens / (speed.prefill_tflops * 1e12)
+    decoding = answers / BATCH * GENERATED * speed.step_ms / 1e3
+    return prefill / 3600, decoding / 3600
 
 
 def task_size(task: str, metadata: dict[str, Any], num_fewshot: int | None, limit: float | None) -> TaskSize:
@@ -63,18 +84,18 @@ def task_size(task: str, metadata: dict[str, Any], num_fewshot: int | None, limi
     twice = name.endswith("_twice")
     data = RECALL.get(name.removesuffix("_twice")) if task != name else SUPERGLUE.get(task)
     if data is None:
-        return TaskSize(None, None)
+        return TaskSize(None, None, None)
     rows, length = _local(data, metadata) or (data.rows, data.tokens)
     if limit is not None:
         rows = min(rows, int(limit) if limit >= 1 else max(1, round(rows * limit)))
     if task == name:  # SuperGLUE: each example in the prompt adds the length of a prompt
-        return TaskSize(rows * data.passes, rows * data.passes * length * (1 + (num_fewshot or 0)))
+        return TaskSize(rows * data.passes, rows * data.passes * length * (1 + (num_fewshot or 0)), 0)
     window = metadata.get("context_length", 1000)
     if isinstance(window, int):
         answer = metadata.get("answer_length", 50)
         length = min(length, max(0, window - (answer if isinstance(answer, int) else 50)))
     prompt = (2 * length + 2 * QUESTION) if twice else (length + QUESTION)
-    return TaskSize(rows, rows * (prompt + data.generated))
+    return TaskSize(rows, rows * (prompt + data.generated), rows)
 
 
 def _local(data: DataSet, metadata: dict[str, Any]) -> tuple[int, int] | None:

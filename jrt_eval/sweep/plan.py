@@ -29,6 +29,7 @@ class Unit:
     fingerprint: str  # a hash of everything that may change the result
     prompts: int | None = None
     tokens: int | None = None
+    answers: int | None = None  # prompts after which the model generates
 
     @property
     def key(self) -> str:
@@ -177,7 +178,7 @@ def _job(
     for task in tasks:
         size = estimate.task_size(task, setting.metadata, setting.num_fewshot, setting.limit)
         fingerprint = _hash({**base, "task": task, "digest": catalogue.digest(task)})
-        units.append(Unit(model.name, task, setting.name, fingerprint, size.prompts, size.tokens))
+        units.append(Unit(model.name, task, setting.name, fingerprint, size.prompts, size.tokens, size.answers))
     return Job(
         id=f"{slug(model.name, setting.name)}-{_hash(base)[:8]}",
         model=model.name,

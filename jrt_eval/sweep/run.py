@@ -17,6 +17,7 @@ import yaml
 
 from jrt_eval.errors import UserError
 from jrt_eval.files import write_text
+from jrt_eval.sweep import estimate
 from jrt_eval.sweep.catalogue import Catalogue, check_model_types
 from jrt_eval.sweep.checkpoints import check_checkpoints
 from jrt_eval.sweep.job import LM_EVAL, end_orphans, status_of
@@ -195,8 +196,30 @@ def dry_run(sweep: Sweep, folder: Path | str) -> None:
         )
     unknown = "" if all(job.tokens is not None for job in jobs) else ", without tasks of unknown size"
     print(f"\n{len(jobs)} jobs, about {_short(tokens)} tokens{unknown}; {_short(missing_tokens)} of them still to do")
+    hours = _gpu_hours(sweep, jobs)
+    if hours:
+        print(hours)
     for key, value in sweep.expected.items():
         print(f"{key}: {' '.join(str(value).split())}")
+
+
+def _gpu_hours(sweep: Sweep, jobs: Sequence[Job]) -> str | None:
+    """One line with the estimated GPU hours of all jobs; None if a model's size or a task's is unknown."""
+    models = {model.name: model for model in sweep.models}
+    prefill = decoding = 0.0
+    for job in jobs:
+        model = models[job.model]
+        for unit in job.units:
+            if model.params is None or unit.tokens is None or unit.answers is None:
+                return None
+            hours = estimate.gpu_hours(model.params, unit.tokens, unit.answers, model.speed)
+            prefill, decoding = prefill + hours[0], decoding + hours[1]
+    speeds = {model.speed for model in sweep.models}
+    assumed = "; ".join(f"{each.prefill_tflops:g} TFLOP/s, {each.step_ms:g} ms per decode step" for each in speeds)
+    return (
+        f"GPU hours: {prefill:.1f} of prefill and {decoding:.1f} of decoding, plus loading and padding "
+        f"(estimated for {assumed} of {estimate.BATCH} prompts; a model's `speed` changes this)"
+    )
 
 
 def load_plan(folder: Path | str) -> tuple[Folder, dict[str, Any], list[Job]]:

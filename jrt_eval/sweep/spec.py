@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from jrt_eval.errors import UserError, nearest
-from jrt_eval.settings import read_settings, shown
+from jrt_eval.settings import build, read_settings, shown
+from jrt_eval.sweep.estimate import Speed
 
 FILES = Path(__file__).parent / "files"
 TABLES = ("table1", "table2", "table4")  # the paper's tables that jrt_eval.sweep.tables can print
@@ -37,6 +38,7 @@ class Model:
     args: dict[str, Any] = field(default_factory=dict)
     params: float | None = None  # number of parameters, for planning GPU time
     random: str | None = None  # family of a small random model that is made for the sweep, to try it out
+    speed: Speed = field(default_factory=Speed)  # for the estimate of GPU hours
     overrides: dict[str, Any] = field(default_factory=dict)  # fields of `Setting` that this model changes
 
 
@@ -90,7 +92,7 @@ _TOP_KEYS = [
     *("name", "description", "expected", "models", "settings", "include_path", "job", "table"),
     *_SETTING_KEYS,
 ]
-_MODEL_KEYS = ["name", "type", "args", "params", "random", *_MODEL_OVERRIDES]
+_MODEL_KEYS = ["name", "type", "args", "params", "speed", "random", *_MODEL_OVERRIDES]
 
 
 def shipped() -> dict[str, Path]:
@@ -285,7 +287,10 @@ def _model(entry: Any, where: str) -> Model:
         raise UserError(f"'random' of {here} must be one of {', '.join(RANDOM)}, not {shown(random)}")
     if random is None and not args.get("pretrained") and not args.get("checkpoint_name") and kind != "dummy":
         raise UserError(f"{here} has no checkpoint: add 'args: {{pretrained: ...}}'")
-    return Model(name, kind, dict(args), params, random, overrides)
+    speed = build(Speed, entry.get("speed", {}), f"'speed' of {here}")
+    if min(speed.prefill_tflops, speed.step_ms) <= 0:
+        raise UserError(f"'speed' of {here} must have numbers above 0")
+    return Model(name, kind, dict(args), params, random, speed, overrides)
 
 
 def _resources(raw: Mapping[str, Any], base: Resources, where: str) -> Resources:

@@ -13,7 +13,7 @@ from jrt_eval.sweep import estimate, spec
 from jrt_eval.sweep.catalogue import Catalogue, check_model_types
 from jrt_eval.sweep.checkpoints import CHECKPOINTS
 from jrt_eval.sweep.plan import make_plan, slug
-from jrt_eval.sweep.run import plan, run_sweep
+from jrt_eval.sweep.run import dry_run, plan, run_sweep
 
 
 @pytest.mark.parametrize(
@@ -270,6 +270,7 @@ def test_estimates_count_rows_windows_both_readings_and_limits(tmp_path: Path) -
     assert estimate.task_size("toy", {}, None, None).tokens is None
     (tmp_path / "based-fda").mkdir()
     (tmp_path / "based-fda" / "validation.jsonl").write_text('{"text": "' + "a" * 400 + '"}\n' * 1)
+    assert (once.answers, estimate.task_size("boolq", {}, 5, None).answers) == (1102, 0)
     local = estimate.task_size("jrt_fda", {"data_dir": str(tmp_path)}, None, None)
     assert (local.prompts, local.tokens) == (1, 100 + 15 + 48)
 
@@ -279,3 +280,27 @@ def test_variants_of_any_task_have_the_digest_of_their_files() -> None:
     assert catalogue.expand(["jrt_padded"], "here")[0] == "jrt_swde_padded"
     assert catalogue.expand(["ai2_arc_twice"], "here") == ["arc_challenge_twice", "arc_easy_twice"]
     assert catalogue.digest("arc_easy_twice") == catalogue.digest("arc_easy") != catalogue.digest("jrt_swde_padded")
+
+
+def test_gpu_hours_from_parameters_tokens_and_speed() -> None:
+    # 2 FLOPs x 1e9 parameters x 36e6 tokens at 10 TFLOP/s are 7,200 s; 3,200 answers in batches of 32 x 48 steps x 75 ms are 360 s.
+    speed = estimate.Speed(prefill_tflops=10, step_ms=75)
+    assert estimate.gpu_hours(1e9, 36_000_000, 3200, speed) == pytest.approx((2.0, 0.1))
+
+
+def test_the_dry_run_uses_the_speed_of_a_model(toys: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    model = {"name": "first", "type": "dummy", "args": {"pretrained": "a/b"}, "params": 2.8e9}
+    sweep = toys.sweep(models=[model], tasks=["jrt_prompt"], include_path=None)
+    dry_run(sweep, toys.out)
+    fast = toys.sweep(
+        models=[{**model, "speed": {"prefill_tflops": 156, "step_ms": 2.5}}], tasks=["jrt_prompt"], include_path=None
+    )
+    dry_run(fast, toys.out)
+    slow_line, fast_line = [line for line in capsys.readouterr().out.splitlines() if line.startswith("GPU hours")]
+    assert "GPU hours: 0.4 of prefill and 0.3 of decoding" in slow_line
+    assert "GPU hours: 0.2 of prefill and 0.0 of decoding" in fast_line
+    assert "156 TFLOP/s, 2.5 ms per decode step" in fast_line
+    with pytest.raises(UserError, match=r"'speed' of model 'first' in toys\.yaml: unknown key 'step'"):
+        toys.sweep(models=[{**model, "speed": {"step": 1}}])
+    with pytest.raises(UserError, match="must have numbers above 0"):
+        toys.sweep(models=[{**model, "speed": {"step_ms": 0}}])
