@@ -4,8 +4,11 @@
 
 #include <new>
 #include <string>
+#include <tuple>
 
 #include "common/cpu.hpp"
+#include "selective_scan/args.hpp"
+#include "ssd/args.hpp"
 #include "taylor_linear_attention/quick_step.hpp"
 
 #ifdef _OPENMP
@@ -208,7 +211,7 @@ void window_step(Address q, Int qb, Int qh, Int qd, Address k, Int kb, Int kh, I
 }
 
 void conv(Address a, Int ab, Int al, Int ac, Address b, Int bb, Int bl, Int bc, Address y, Address weight, Address bias,
-          Address state_in, Address state_out, Address lengths, Int batches, Int length, Int channels, Int width, int dtype,
+          Address state_in, Address state_out, Address lengths, Int batches, Int length, Int channels, Int width, bool silu, int dtype,
           int threads) {
   const jrt::ConvArgs p{{pointer<void>(a), ab, al, 0, ac},
                         {pointer<void>(b), bb, bl, 0, bc},
@@ -222,10 +225,46 @@ void conv(Address a, Int ab, Int al, Int ac, Address b, Int bb, Int bl, Int bc, 
                         length,
                         channels,
                         width,
+                        silu,
                         dtype,
                         threads};
   const py::gil_scoped_release unlocked;
   current->conv(p);
+}
+
+// A tensor as (address, *strides), or None.
+View view3(const py::object& t) {
+  if (t.is_none()) return {};
+  const auto v = t.cast<std::tuple<Address, Int, Int, Int>>();
+  return {pointer<void>(std::get<0>(v)), std::get<1>(v), std::get<2>(v), 0, std::get<3>(v)};
+}
+
+View view4(const py::object& t) {
+  if (t.is_none()) return {};
+  const auto v = t.cast<std::tuple<Address, Int, Int, Int, Int>>();
+  return {pointer<void>(std::get<0>(v)), std::get<1>(v), std::get<2>(v), std::get<3>(v), std::get<4>(v)};
+}
+
+void selective_scan(const py::object& x, const py::object& dt, const py::object& z, const py::object& b, const py::object& c, Address a,
+                    Address d, Address dt_bias, Address state_in, Address state_out, Address y, Address lengths, Int batches, Int length,
+                    Int channels, Int states, Int groups, bool softplus, int dtype, int threads, bool step) {
+  const jrt::SelectiveScanArgs p{view3(x), view3(dt), view3(z), view4(b), view4(c), pointer<float>(a), pointer<float>(d),
+                                 pointer<float>(dt_bias), pointer<float>(state_in), pointer<float>(state_out), pointer<void>(y),
+                                 pointer<Int>(lengths), batches, length, channels, states, groups, softplus, dtype, threads};
+  const py::gil_scoped_release unlocked;
+  (step ? current->selective_scan_step : current->selective_scan)(p);
+}
+
+void ssd(const py::object& x, const py::object& z, const py::object& dt, const py::object& b, const py::object& c, Address a, Address d,
+         Address dt_bias, Address state_in, Address state_out, Address y, Address lengths, Int batches, Int length, Int heads, Int dim,
+         Int states, Int groups, float dt_min, float dt_max, bool d_per_dim, bool softplus, int dtype, int threads, bool step) {
+  View times = view3(dt);
+  times.head = times.dim, times.dim = 0;
+  const jrt::SsdArgs p{view4(x), view4(z), times, view4(b), view4(c), pointer<float>(a), pointer<float>(d), pointer<float>(dt_bias),
+                       pointer<float>(state_in), pointer<float>(state_out), pointer<void>(y), pointer<Int>(lengths), batches, length,
+                       heads, dim, states, groups, dt_min, dt_max, d_per_dim, softplus, dtype, threads};
+  const py::gil_scoped_release unlocked;
+  (step ? current->ssd_step : current->ssd)(p);
 }
 
 }  // namespace
@@ -233,7 +272,7 @@ void conv(Address a, Int ab, Int al, Int ac, Address b, Int bb, Int bl, Int bc, 
 PYBIND11_MODULE(_kernels, m) {
   m.doc() = "Compiled kernels of jrt-eval; call them through jrt_eval.kernels.";
   // Raised by one whenever a signature changes, so that a stale build is named instead of crashing.
-  m.attr("ABI") = 4;
+  m.attr("ABI") = 5;
 #ifdef _OPENMP
   m.attr("OPENMP") = true;
 #else
@@ -251,4 +290,6 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("window_attention", &window_attention);
   m.def("window_step", &window_step);
   m.def("conv", &conv);
+  m.def("selective_scan", &selective_scan);
+  m.def("ssd", &ssd);
 }

@@ -1,5 +1,7 @@
 // Compiled once per instruction set, with that set's flags and JRT_AVX512, JRT_AVX2 or neither.
+#include "selective_scan/selective_scan.hpp"
 #include "short_conv/short_conv.hpp"
+#include "ssd/ssd.hpp"
 #include "taylor_linear_attention/taylor_linear_attention.hpp"
 #include "taylor_linear_attention/backward.hpp"
 #include "taylor_linear_attention/step.hpp"
@@ -20,7 +22,7 @@ namespace jrt {
 
 const Table* JRT_TABLE() {
   static constexpr Table table = {JRT_NAME,     linear_attention, linear_backward, ::taylor_step,
-                                  window_attention, ::window_step, ::conv};
+                                  window_attention, ::window_step, ::conv, ::selective_scan, ::selective_scan_step, ::ssd, ::ssd_step};
   return &table;
 }
 

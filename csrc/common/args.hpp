@@ -80,19 +80,23 @@ struct WindowStepArgs {
 };
 
 struct ConvArgs {
-  View a, b;               // dim: channels; head stride unused
+  View a, b;               // dim: channels; head stride unused; b.data null: no gate
   void* y;                 // (batch, length, channels), contiguous
   const void *weight, *bias;  // (channels, width) contiguous; (channels) or null; of the inputs' dtype
   const float* state_in;   // (batch, width - 1, channels), or null: zeros
   float* state_out;        // may be state_in when length is 1
   const int64_t* lengths;
   int64_t batches, length, channels, width;
+  bool silu;               // of the convolution, before the gate
   int dtype;
   int threads;
 };
 
 // Counts come from tensors that nobody may have looked into: out of range they must give wrong numbers, not read foreign memory.
 inline int64_t within(int64_t count, int64_t most) { return count < 0 ? 0 : count > most ? most : count; }
+
+struct SelectiveScanArgs;
+struct SsdArgs;
 
 // The kernels of one instruction set.
 struct Table {
@@ -103,6 +107,10 @@ struct Table {
   void (*window)(const WindowArgs&);
   void (*window_step)(const WindowStepArgs&);
   void (*conv)(const ConvArgs&);
+  void (*selective_scan)(const SelectiveScanArgs&);
+  void (*selective_scan_step)(const SelectiveScanArgs&);
+  void (*ssd)(const SsdArgs&);
+  void (*ssd_step)(const SsdArgs&);
 };
 
 // One per translation unit of kernels.cpp; null where this build or this architecture has no such code.

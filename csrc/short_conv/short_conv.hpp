@@ -1,7 +1,8 @@
-// gated_short_conv: y = silu(causal depthwise convolution of a) * b, channels in lanes; one pass over a and b.
+// short_conv: y = act(causal depthwise convolution of a) * b, channels in lanes; one pass over a and b. act is SiLU or nothing, b may be missing.
 //
 // Memory traffic is the limit, so nothing is kept but the output: earlier inputs of the few taps are read again from the cache.
 #pragma once
+#include "common/math.hpp"
 #include "common/pack.hpp"
 #include "common/parallel.hpp"
 
@@ -31,9 +32,9 @@ void conv_tokens(const ConvArgs& p, int64_t batch, int64_t start, int64_t stop, 
         else continue;
         z = fma(x, load(weight + tap * pitch + c), z);
       }
-      // silu(z) = z / (1 + e^-z)
-      const Vec gate = div(z, add(set1(1.0f), exponential(sub(zero(), z))));
-      write<D>(p.y, (batch * p.length + t) * p.channels + c, mul(gate, get(p.b, t, c, left)), left);
+      if (p.silu) z = silu(z);
+      if (p.b.data) z = mul(z, get(p.b, t, c, left));
+      write<D>(p.y, (batch * p.length + t) * p.channels + c, z, left);
     }
   }
 }

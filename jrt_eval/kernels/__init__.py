@@ -12,12 +12,14 @@ from __future__ import annotations
 from jrt_eval.kernels import dispatch
 from jrt_eval.kernels.causal_dot_product import causal_dot_product
 from jrt_eval.kernels.compiled import Status, status
+from jrt_eval.kernels.selective_scan import selective_scan, selective_scan_step
 from jrt_eval.kernels.short_conv import short_conv, short_conv_step
 from jrt_eval.kernels.sliding_window_attention import (
     WindowState,
     sliding_window_attention,
     sliding_window_attention_step,
 )
+from jrt_eval.kernels.ssd import ssd, ssd_step
 from jrt_eval.kernels.taylor_linear_attention import (
     TaylorState,
     encode_prefix,
@@ -37,10 +39,14 @@ __all__ = [
     "feature_map",
     "num_features",
     "prefix_linear_attention",
+    "selective_scan",
+    "selective_scan_step",
     "short_conv",
     "short_conv_step",
     "sliding_window_attention",
     "sliding_window_attention_step",
+    "ssd",
+    "ssd_step",
     "status",
     "taylor_linear_attention",
     "taylor_linear_attention_step",

@@ -13,7 +13,7 @@ from jrt_eval.errors import UserError
 
 # What csrc/bindings.cpp and csrc/cuda/bindings.cpp must say they are; each goes up whenever a signature of its module changes.
 CUDA_ABI = 3
-ABI = 4
+ABI = 5
 
 INSTALL = "reinstall jrt-eval where a C++17 compiler is (pip install --force-reinstall --no-deps jrt-eval), or use backend='torch'"
 

@@ -75,7 +75,9 @@ OPERATORS: dict[str, dict[str, tuple[str, ...]]] = {
     "rms_norm": {"add_rms_norm": ("triton",)},
     "swiglu": {"swiglu": ("triton",)},
     "rotary": {"rotary": ("triton",)},
-    "short_conv": {"short_conv": ("cpu", "cuda"), "short_conv_step": ("cpu", "cuda")},
+    "selective_scan": {"selective_scan": ("cpu", "triton"), "selective_scan_step": ("cpu", "triton")},
+    "short_conv": {"short_conv": ("cpu", "cuda", "triton"), "short_conv_step": ("cpu", "cuda", "triton")},
+    "ssd": {"ssd": ("cpu", "triton"), "ssd_step": ("cpu", "triton")},
 }
 
 _FOLDERS = {name: folder for folder, functions in OPERATORS.items() for name in functions}

@@ -12,8 +12,8 @@ from jrt_eval.errors import UserError
 from jrt_eval.kernels import linear
 from jrt_eval.models.checkpoints import Checkpoint, family_of
 from jrt_eval.models.interface import LanguageModel
-from jrt_eval.models.mamba_ssm import load_mamba
 from jrt_eval.models.recurrent.checkpoint import load_jrt
+from jrt_eval.models.recurrent.mamba_checkpoint import load_mamba
 from jrt_eval.models.transformers import load_transformers
 from jrt_eval.models.weights import as_dtype
 
@@ -40,7 +40,7 @@ def load_model(
 
     device: None means cuda if available, else cpu. dtype: "auto" keeps the file's. backend: which kernels to use
     ("auto", "torch", "cpu", "cuda", "fla"). arch: jrt, based, attn, mamba, mamba2, transformers or fla, to override
-    what config.json says. cuda_graphs: decode JRT and Based models through CUDA graphs on a GPU.
+    what config.json says. cuda_graphs: decode JRT, Based and Mamba models through CUDA graphs on a GPU.
     cpu_linear: the product of linear layers on a CPU. "torch" is PyTorch's; "packed" is oneDNN's on packed weights, which
     `parameters()` lists without their values; "auto" takes the fastest for each shape (`jrt_eval.kernels.linear`).
     subfolder: where the files are inside the folder or repository. attn_implementation, device_map, peft (a LoRA adapter
@@ -66,7 +66,9 @@ def load_model(
             log.warning("%s: arch=%s, but its config describes %s: loaded as %s", checkpoint.name, arch, model.family,
                         model.family)  # fmt: skip
     elif family == "mamba":
-        model = load_mamba(checkpoint, raw, device=where, dtype=kind, arch=arch)
+        model = load_mamba(
+            checkpoint, raw, device=where, dtype=kind, backend=backend, arch=arch, cuda_graphs=cuda_graphs
+        )
     else:
         model = load_transformers(
             checkpoint,

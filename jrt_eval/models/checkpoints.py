@@ -194,8 +194,8 @@ def family_of(config: Mapping[str, Any], arch: str | None = None) -> str:
             raise UserError(f"arch {arch!r} is not known, known are: {', '.join(ARCHES)}" + nearest(key, list(ARCHES)))
         return ARCHES[key]
     kind = config.get("model_type")
-    if kind in ("mamba", "mamba2") and "hidden_size" in config:
-        return "transformers"
+    if kind in ("mamba", "mamba2", "falcon_mamba") and "hidden_size" in config:
+        return "mamba"
     if "mixer" in config or "alt_mixer" in config:
         return "jrt"
     if (

@@ -86,7 +86,7 @@ with torch.no_grad():
     assert calls[-1][1][-2] == cuda.TENSOR_CORES  # a step that is none, but not of whole blocks
     state = random(2, 4, 153, 64).float(), random(2, 4, 153).float()
     cuda._step(random(2, 4, 16), random(2, 4, 16), random(2, 4, 64), *state, None)
-    conv._short_conv(random(2, 9, 6), random(2, 9, 6), random(6, 1, 3), None, None, torch.tensor([3, 99]))
+    conv._short_conv(random(2, 9, 6), random(2, 9, 6), random(6, 1, 3), None, None, torch.tensor([3, 99]), True)
 
 for called in ("linear", "step", "conv"):
     counts = {len(args) for name, args in calls if name == called}

@@ -67,8 +67,8 @@ def window(q: Tensor, k: Tensor, v: Tensor, size: int) -> Tensor:
     return torch.einsum("bhij,bjhd->bihd", p, v.double())
 
 
-def conv(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    a, b, w = a.double(), b.double(), weight.double().reshape(weight.shape[0], -1)
+def conv(a: Tensor, b: Tensor | None, weight: Tensor, bias: Tensor | None, silu: bool = True) -> Tensor:
+    a, w = a.double(), weight.double().reshape(weight.shape[0], -1)
     z = torch.zeros_like(a)
     for t in range(a.shape[1]):
         for tap in range(w.shape[1]):
@@ -77,7 +77,8 @@ def conv(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
                 z[:, t] += w[:, tap] * a[:, source]
     if bias is not None:
         z = z + bias.double()
-    return z / (1 + torch.exp(-z)) * b
+    z = z / (1 + torch.exp(-z)) if silu else z
+    return z if b is None else z * b.double()
 
 
 def error(got: Tensor, want: Tensor) -> float:

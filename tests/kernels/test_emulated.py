@@ -234,7 +234,7 @@ def test_conv(emulated: ctypes.CDLL, length: int, channels: int, width: int, dty
     bias = torch.randn(channels, generator=g).to(dtype)
     state = torch.randn(2, width - 1, channels, generator=g)
     lengths = torch.tensor([length, length // 2])
-    want, want_state = short_conv(a, b, weight, bias, state, lengths=lengths, backend="torch")
+    want, want_state = short_conv(a, weight, bias, state, gate=b, lengths=lengths, backend="torch")
     y, state_out = poison(2, length, channels, dtype=dtype), poison(2, width - 1, channels)
     views = (View(x.data_ptr(), *x.stride()[:2], 0, x.stride(2)) for x in (a, b))
     where = (at(y), at(weight), at(bias), at(state), at(state_out), at(lengths))

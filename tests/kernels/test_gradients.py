@@ -126,8 +126,8 @@ def test_window(where: Where) -> None:
 def test_conv(where: Where) -> None:
     backend, device = where
     inputs = leaves(device, (2, 20, 12), (2, 20, 12), (12, 1, 3), (12,))
-    y, _ = short_conv(*inputs, backend=backend)
     a, b, weight, bias = inputs
+    y, _ = short_conv(a, weight, bias, gate=b, backend=backend)
     padded = torch.cat([a.new_zeros(2, 2, 12), a], 1).double()
     z = sum(padded[:, tap : tap + 20] * weight[:, 0, tap].double() for tap in range(3)) + bias
     same_gradients(y.square().sum(), (torch.nn.functional.silu(z) * b).square().sum(), inputs)

@@ -41,8 +41,8 @@ def operators() -> dict[str, tuple[Any, ...]]:
         "causal_dot_product": (q, k, v, normal(2, 2, 4, 9)),
         "sliding_window_attention": (v, v, v, 5, ring, ring.clone(), seen, torch.tensor([70, 2])),
         "sliding_window_attention_step": (v[:, 0], v[:, 0], v[:, 0], ring.clone(), ring.clone(), seen.clone()),
-        "short_conv": (a, a, normal(12, 1, 3), normal(12), normal(2, 2, 12), torch.tensor([8, 1])),
-        "short_conv_step": (a[:, 0], a[:, 0], normal(12, 1, 3), None, normal(2, 2, 12)),
+        "short_conv": (a, a, normal(12, 1, 3), normal(12), normal(2, 2, 12), torch.tensor([8, 1]), True),
+        "short_conv_step": (a[:, 0], a[:, 0], normal(12, 1, 3), None, normal(2, 2, 12), True),
     }
 
 
@@ -66,7 +66,7 @@ def mix(x: Tensor) -> tuple[Tensor, ...]:
     y, state = kernels.taylor_linear_attention(q, k, v, state)
     w, ring = kernels.sliding_window_attention(v, v, v, 5)
     weight = torch.ones(v.shape[2] * v.shape[3], 3)
-    c, past = kernels.short_conv(v.flatten(2), y.flatten(2), weight)
+    c, past = kernels.short_conv(v.flatten(2), weight, gate=y.flatten(2))
     z, _ = kernels.causal_dot_product(q, k, v)
     with torch.no_grad():
         step = kernels.taylor_linear_attention_step(
@@ -75,7 +75,7 @@ def mix(x: Tensor) -> tuple[Tensor, ...]:
         held = WindowState(ring.k.detach().clone(), ring.v.detach().clone(), ring.length.clone())
         step = step + kernels.sliding_window_attention_step(v[:, 0], v[:, 0], v[:, 0], held)
         last = past.detach().clone()
-        gate = kernels.short_conv_step(c[:, 0], c[:, 0], weight, None, last)
+        gate = kernels.short_conv_step(c[:, 0], weight, None, last, gate=c[:, 0])
     return y, w, c, z, step, gate, held.length
 
 
@@ -278,21 +278,21 @@ WRONG: list[tuple[str, Callable[[], object]]] = [
     ("decay has shape", lambda: kernels.taylor_linear_attention(x4, x4, x4, decay=torch.ones(2))),
     ("state has shape", lambda: kernels.causal_dot_product(x4, x4, x4, x4)),
     ("window >= 1", lambda: kernels.sliding_window_attention(x4, x4, x4, 0)),
-    ("different shapes", lambda: kernels.short_conv(x3, x3[:1], torch.ones(4, 3))),
-    ("width >= 1", lambda: kernels.short_conv(x3, x3, torch.ones(4, 0))),
+    ("different shapes", lambda: kernels.short_conv(x3, torch.ones(4, 3), gate=x3[:1])),
+    ("width >= 1", lambda: kernels.short_conv(x3, torch.ones(4, 0))),
     ("at least one number", lambda: kernels.taylor_linear_attention(x4[..., :0], x4[..., :0], x4)),
     ("at least one number", lambda: kernels.encode_prefix(x4, x4[..., :0])),
     (
         "lengths from -1 to 3, expected 0 to 3",
-        lambda: kernels.short_conv(x3, x3, torch.ones(4, 3), lengths=torch.tensor([3, -1])),
+        lambda: kernels.short_conv(x3, torch.ones(4, 3), lengths=torch.tensor([3, -1])),
     ),
     (
         "lengths from 0 to 6, expected 0 to 5",
         lambda: kernels.sliding_window_attention(x4, x4, x4, 2, lengths=torch.tensor([6, 0])),
     ),
-    ("weight has shape", lambda: kernels.short_conv(x3, x3, torch.ones(5, 3))),
-    ("bias has shape", lambda: kernels.short_conv(x3, x3, torch.ones(4, 3), torch.ones(3))),
-    ("lengths has shape", lambda: kernels.short_conv(x3, x3, torch.ones(4, 3), lengths=torch.ones(3))),
+    ("weight has shape", lambda: kernels.short_conv(x3, torch.ones(5, 3))),
+    ("bias has shape", lambda: kernels.short_conv(x3, torch.ones(4, 3), torch.ones(3))),
+    ("lengths has shape", lambda: kernels.short_conv(x3, torch.ones(4, 3), lengths=torch.ones(3))),
     (
         "expected int64",
         lambda: kernels.sliding_window_attention(x4, x4, x4, 2, WindowState(x4[:, :2], x4[:, :2], torch.ones(2))),
@@ -334,8 +334,8 @@ def test_counts_that_nobody_looked_into_read_no_foreign_memory(cpu: str) -> None
     """As in a compiled graph, where what a tensor says is not known when it is checked."""
     x, weight, out_of_range = normal(2, 6, 8), normal(8, 3), torch.tensor([1 << 40, -5])
     ops = torch.ops.jrt_eval
-    got = ops.short_conv(x, x, weight, None, None, out_of_range)
-    want = ops.short_conv(x, x, weight, None, None, torch.tensor([6, 0]))
+    got = ops.short_conv(x, x, weight, None, None, out_of_range, True)
+    want = ops.short_conv(x, x, weight, None, None, torch.tensor([6, 0]), True)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     v = x.view(2, 6, 2, 4)
     got = ops.sliding_window_attention(v, v, v, 4, None, None, None, out_of_range)
@@ -359,7 +359,7 @@ def test_a_step_of_a_negated_view(cpu: str) -> None:
         lambda y: kernels.sliding_window_attention_step(
             y, y, y, WindowState(torch.zeros(2, 5, 3, 4), torch.zeros(2, 5, 3, 4), torch.zeros(2).long())
         ),
-        lambda y: kernels.short_conv_step(y[:, 0], y[:, 1], torch.ones(4, 3), None, torch.zeros(2, 2, 4)),
+        lambda y: kernels.short_conv_step(y[:, 0], torch.ones(4, 3), None, torch.zeros(2, 2, 4), gate=y[:, 1]),
     ):
         torch.testing.assert_close(step(x), step(plain))
 
@@ -396,8 +396,8 @@ def overlapping() -> list[tuple[str, Callable[[str], object]]]:
         ("k overlaps state.k", lambda b: window(x3, rings[0][:, 0], x3, ring, backend=b)),
         ("v overlaps state.k", lambda b: window(x3, x3, rings[0][:, 4], ring, backend=b)),
         ("state.v overlaps state.k", lambda b: window(x3, x3, x3, WindowState(rings[0], rings[0], seen), backend=b)),
-        ("a overlaps state", lambda b: conv(memory[10:18].view(2, 4), x3[:, 0], weight, None, past, backend=b)),
-        ("bias overlaps state", lambda b: conv(x3[:, 0], x3[:, 0], weight, memory[12:16], past, backend=b)),
+        ("x overlaps state", lambda b: conv(memory[10:18].view(2, 4), weight, None, past, backend=b)),
+        ("bias overlaps state", lambda b: conv(x3[:, 0], weight, memory[12:16], past, backend=b)),
     ]
 
 

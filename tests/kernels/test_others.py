@@ -140,14 +140,41 @@ def test_conv(where: Where, length: int, channels: int, width: int, biased: bool
     a, b = (normal(2, length, channels, dtype=dtype, device=device, seed=s) for s in range(2))
     weight = normal(channels, 1, width, dtype=dtype, device=device, seed=2)
     bias = normal(channels, dtype=dtype, device=device, seed=3) if biased else None
-    y, state = short_conv(a, b, weight, bias, backend=backend)
+    y, state = short_conv(a, weight, bias, gate=b, backend=backend)
     assert y.dtype == dtype
     want = oracle.conv(a.cpu(), b.cpu(), weight.cpu(), None if bias is None else bias.cpu())
     assert oracle.error(y.cpu(), want) < TOLERANCE[dtype]
-    flat, _ = short_conv(a, b, weight[:, 0], bias, backend=backend)
+    flat, _ = short_conv(a, weight[:, 0], bias, gate=b, backend=backend)
     assert torch.equal(flat, y)
     padded = torch.cat([a.new_zeros(2, width - 1, channels), a], 1)
     assert torch.equal(state, padded[:, length:].float())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("width", [1, 2, 4, 7])
+def test_conv_of_every_form(where: Where, width: int, gated: bool, silu: bool, dtype: torch.dtype) -> None:
+    backend, device = where
+    x = normal(2, 70, 33, dtype=dtype, device=device)
+    gate = normal(2, 70, 33, dtype=dtype, device=device, seed=1) if gated else None
+    weight, bias = normal(33, width, dtype=dtype, device=device, seed=2), normal(33, dtype=dtype, device=device, seed=3)
+    lengths = torch.tensor([70, 2], device=device)
+    want = oracle.conv(x.cpu(), None if gate is None else gate.cpu(), weight.cpu(), bias.cpu(), silu)
+    y, last = short_conv(x, weight, bias, gate=gate, silu=silu, lengths=lengths, backend=backend)
+    assert oracle.error(y.cpu(), want) < TOLERANCE[dtype]
+    assert last.shape == (2, width - 1, 33)
+    parts, state = [], None
+    for start, stop in ((0, 1), (1, 1), (1, 40), (40, 65)):
+        cut = None if gate is None else gate[:, start:stop]
+        y, state = short_conv(x[:, start:stop], weight, bias, state, gate=cut, silu=silu, backend=backend)
+        parts.append(y)
+    assert state is not None
+    for t in range(65, 70):
+        cut = None if gate is None else gate[:, t]
+        parts.append(short_conv_step(x[:, t], weight, bias, state, gate=cut, silu=silu, backend=backend)[:, None])
+    assert oracle.error(torch.cat(parts, 1).cpu(), want) < TOLERANCE[dtype]
+    assert torch.equal(state[0], last[0])
 
 
 def test_conv_splits_steps_and_lengths_agree(where: Where) -> None:
@@ -155,9 +182,9 @@ def test_conv_splits_steps_and_lengths_agree(where: Where) -> None:
     a, b = (normal(3, 30, 40, device=device, seed=s) for s in range(2))
     weight, bias = normal(40, 1, 3, device=device, seed=2), normal(40, device=device, seed=3)
     lengths = torch.tensor([20, 1, 0], device=device)
-    y1, state = short_conv(a[:, :20], b[:, :20], weight, bias, lengths=lengths, backend=backend)
-    y2, state = short_conv(a[:, 20:25], b[:, 20:25], weight, bias, state, backend=backend)
-    y3 = short_conv_step(a[:, 25], b[:, 25], weight, bias, state, backend=backend)
+    y1, state = short_conv(a[:, :20], weight, bias, gate=b[:, :20], lengths=lengths, backend=backend)
+    y2, state = short_conv(a[:, 20:25], weight, bias, state, gate=b[:, 20:25], backend=backend)
+    y3 = short_conv_step(a[:, 25], weight, bias, state, gate=b[:, 25], backend=backend)
     for row, n in enumerate(lengths.tolist()):
         x, g = (torch.cat([t[row, :n], t[row, 20:26]])[None].cpu() for t in (a, b))
         want = oracle.conv(x, g, weight.cpu(), bias.cpu())[0]
@@ -173,7 +200,7 @@ def test_conv_step_updates_a_state_of_any_dtype(where: Where, dtype: torch.dtype
     weight = normal(12, 3, device=device, seed=2)
     before = normal(2, 2, 12, dtype=dtype, device=device, seed=3)
     state = before.clone()
-    short_conv_step(a, b, weight, None, state, backend=backend)
+    short_conv_step(a, weight, None, state, gate=b, backend=backend)
     assert torch.equal(state, torch.stack([before[:, 1], a.to(dtype)], 1))
 
 
@@ -188,8 +215,7 @@ def test_autograd_notices_states_written_in_place(where: Where) -> None:
     graphs = [(torch.ones((), device=device, requires_grad=True) * x).sum() for x in kept]
     taylor_linear_attention_step(q, k, v, taylor, backend=backend)
     sliding_window_attention_step(q, k, k, window, backend=backend)
-    short_conv_step(normal(2, 12, device=device), normal(2, 12, device=device), normal(12, 3, device=device), None, conv,
-                          backend=backend)  # fmt: skip
+    short_conv_step(normal(2, 12, device=device), normal(12, 3, device=device), None, conv, backend=backend)
     for graph in graphs:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             graph.backward()

@@ -1,10 +1,9 @@
-"""The selective scan of Mamba (arXiv 2312.00752, section 3.2) in forms that can be trained.
+"""The selective scan of Mamba (arXiv 2312.00752, section 3.2) in PyTorch, on any device and differentiable.
 
-    h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t,   y_t = C_t . h_t + D x_t
+    dt_t = softplus(dt_t + dt_bias);  h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t;  y_t = (C_t . h_t + D x_t) silu(z_t)
 
-x, dt: (batch, length, channels); A: (channels, states), negative; B, C: (batch, length, states); D: (channels,).
-transformers' own forward walks over the tokens one by one in Python. `selective_scan` walks over the tokens of a chunk
-with all chunks at once, on any device; on CUDA a Triton kernel keeps h in registers instead.
+Shapes are those of the public function; B and C are (batch, length, groups, states). A block of tokens is cut into chunks that are
+walked at once, token by token, and then joined, so that memory does not grow with the length.
 """
 
 from __future__ import annotations
@@ -15,30 +14,86 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jrt_eval.kernels.optional import triton_module
-
+BLOCK = 1024  # tokens whose states exist at the same time
 CHUNK = 32
-TRITON = "jrt_eval.kernels.selective_scan.triton"
 
 
-def selective_scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """y (batch, length, channels) in x's dtype; h is float32 (float64 for float64)."""
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    state: Tensor | None,
+    lengths: Tensor | None,
+    softplus: bool,
+) -> tuple[Tensor, Tensor]:
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    dtype = x.dtype
-    x, dt, a, b, c, d = (t.to(wide) for t in (x, dt, a, b, c, d))
-    if x.device.type == "cuda" and wide == torch.float32 and (kernels := triton_module(TRITON)) is not None:
-        y = _fused(kernels, x, dt, a, b, c)
-    else:
-        decay = torch.exp(dt[..., None] * a)  # (batch, length, channels, states)
-        drive = (dt * x)[..., None] * b[:, :, None]
-        y = (_recurrence(decay, drive) * c[:, :, None]).sum(-1)
-    return (y + d * x).to(dtype)
+    dtype, (batch, length, channels) = x.dtype, x.shape
+    x, step = x.to(wide), time_step(dt, dt_bias, softplus, wide)
+    a, b, c = a.to(wide), b.to(wide), c.to(wide)
+    padding = None
+    if lengths is not None:  # a time step of 0 leaves the state as it is
+        padding = torch.arange(length, device=x.device) >= lengths.to(x.device)[:, None]
+        x, step = (t.masked_fill(padding[..., None], 0) for t in (x, step))
+        b, c = (t.masked_fill(padding[..., None, None], 0) for t in (b, c))
+    h = x.new_zeros(batch, channels, a.shape[1]) if state is None else state.to(wide)
+    per_group = channels // b.shape[2]
+    ys = []
+    for start in range(0, length, BLOCK):
+        at = slice(start, start + BLOCK)
+        decay = torch.exp(step[:, at, :, None] * a)  # (batch, block, channels, states)
+        drive = (step[:, at] * x[:, at])[..., None] * b[:, at].repeat_interleave(per_group, 2)
+        drive = torch.cat([drive[:, :1] + decay[:, :1] * h[:, None], drive[:, 1:]], 1)
+        states = _recurrence(decay, drive)
+        ys.append((states * c[:, at].repeat_interleave(per_group, 2)).sum(-1))
+        h = states[:, -1]
+    y = torch.cat(ys, 1) if ys else x
+    if d is not None:
+        y = y + d.to(wide) * x
+    if z is not None:
+        y = y * F.silu(z.to(wide))
+    if padding is not None:
+        y = y.masked_fill(padding[..., None], 0)
+    return y.to(dtype), h.clone()
 
 
-@torch.compiler.disable  # torch.compile leaves these kernels as they are
-def _fused(kernels: Any, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    y: Tensor = kernels.TritonScan.apply(x, dt, a, b, c)
-    return y
+def time_step(dt: Tensor, bias: Tensor | None, softplus: bool, wide: torch.dtype) -> Tensor:
+    """dt as the recurrence uses it, in the dtype `wide`; the last dimension of dt is that of the bias."""
+    step = dt.to(wide)
+    if bias is not None:
+        step = step + bias.to(wide)
+    return F.softplus(step) if softplus else step
+
+
+@torch.no_grad()
+def selective_scan_step(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    state: Tensor,
+    softplus: bool,
+) -> Tensor:
+    wide = state.dtype
+    per_group = x.shape[1] // b.shape[1]
+    step = time_step(dt, dt_bias, softplus, wide)
+    now = x.to(wide)
+    b, c = (t.to(wide).repeat_interleave(per_group, 1) for t in (b, c))
+    state.mul_(torch.exp(step[..., None] * a.to(wide))).addcmul_((step * now)[..., None], b)
+    y = (state * c).sum(-1)
+    if d is not None:
+        y = y + d.to(wide) * now
+    if z is not None:
+        y = y * F.silu(z.to(wide))
+    return y.to(x.dtype)
 
 
 def _recurrence(decay: Tensor, drive: Tensor) -> Tensor:

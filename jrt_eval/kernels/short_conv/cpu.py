@@ -18,25 +18,25 @@ _compiling = torch.compiler.is_compiling
 
 
 def _conv(
-    a: Tensor,
-    b: Tensor,
+    x: Tensor,
+    gate: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
     state_in: Tensor | None,
     state_out: Tensor,
     lengths: Tensor | None,
+    silu: bool,
 ) -> Tensor:
-    batch, length, channels = a.shape
-    y = a.new_empty((batch, length, channels))
-    if weight.dtype != a.dtype or not weight.is_contiguous():
-        weight = weight.to(a.dtype).contiguous()
-    if bias is not None and (bias.dtype != a.dtype or not bias.is_contiguous()):
-        bias = bias.to(a.dtype).contiguous()
+    batch, length, channels = x.shape
+    y = x.new_empty((batch, length, channels))
+    if weight.dtype != x.dtype or not weight.is_contiguous():
+        weight = weight.to(x.dtype).contiguous()
+    if bias is not None and (bias.dtype != x.dtype or not bias.is_contiguous()):
+        bias = bias.to(x.dtype).contiguous()
     _c.conv(
-        a.data_ptr(),
-        *a.stride(),
-        b.data_ptr(),
-        *b.stride(),
+        x.data_ptr(),
+        *x.stride(),
+        *((0, 0, 0, 0) if gate is None else (gate.data_ptr(), *gate.stride())),
         y.data_ptr(),
         weight.data_ptr(),
         address(bias),
@@ -47,20 +47,29 @@ def _conv(
         length,
         channels,
         weight.shape[-1],
-        DTYPES[a.dtype],
+        silu,
+        DTYPES[x.dtype],
         _threads(),
     )
     return y
 
 
 def _short_conv(
-    a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, lengths: Tensor | None
+    x: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    lengths: Tensor | None,
+    silu: bool,
 ) -> tuple[Tensor, Tensor]:
-    return prefill(_conv, a, b, weight, bias, state, lengths)
+    return prefill(_conv, x, gate, weight, bias, state, lengths, silu)
 
 
-def _short_conv_step(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> Tensor:
-    return step(_conv, a.resolve_neg(), b.resolve_neg(), weight, bias, state)
+def _short_conv_step(
+    x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool
+) -> Tensor:
+    return step(_conv, x.resolve_neg(), None if gate is None else gate.resolve_neg(), weight, bias, state, silu)
 
 
 schema.short_conv.implement("CPU", _short_conv)
@@ -68,14 +77,23 @@ schema.short_conv_step.implement("CPU", _short_conv_step)
 
 
 def short_conv(
-    a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, lengths: Tensor | None
+    x: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    lengths: Tensor | None,
+    silu: bool,
 ) -> tuple[Tensor, Tensor]:
-    if learns(a, b, weight, bias, state):
-        return reference.short_conv(a, b, weight, bias, state, lengths)
-    y, last = schema.short_conv.call(a, b, weight, bias, state, lengths)
+    if learns(x, gate, weight, bias, state):
+        return reference.short_conv(x, gate, weight, bias, state, lengths, silu)
+    y, last = schema.short_conv.call(x, gate, weight, bias, state, lengths, silu)
     return y, last
 
 
-def short_conv_step(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> Tensor:
-    y: Tensor = (schema.short_conv_step.call if _compiling() else _short_conv_step)(a, b, weight, bias, state)
+def short_conv_step(
+    x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool
+) -> Tensor:
+    call = schema.short_conv_step.call if _compiling() else _short_conv_step
+    y: Tensor = call(x, gate, weight, bias, state, silu)
     return y

@@ -1,7 +1,9 @@
-"""The short convolution on a GPU, by the CUDA kernels."""
+"""The short convolution on a GPU, by the CUDA kernels; these always have a SiLU and a gate."""
 
 from __future__ import annotations
 
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -10,38 +12,41 @@ from torch import Tensor
 from jrt_eval.kernels import compiled
 from jrt_eval.kernels.arguments import DTYPES, address, learns
 from jrt_eval.kernels.device import stream
+from jrt_eval.kernels.optional import triton_module
 from jrt_eval.kernels.short_conv import reference, schema
-from jrt_eval.kernels.short_conv.shared import prefill, step
+from jrt_eval.kernels.short_conv.shared import differentiable, prefill, step
 
 _c: Any = compiled.cuda_module()
 _compiling = torch.compiler.is_compiling
 
 
 def _conv(
-    a: Tensor,
-    b: Tensor,
+    x: Tensor,
+    gate: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
     state_in: Tensor | None,
     state_out: Tensor,
     lengths: Tensor | None,
+    silu: bool,
 ) -> Tensor:
-    batch, length, channels = a.shape
-    y = a.new_empty((batch, length, channels))
+    assert silu and gate is not None
+    batch, length, channels = x.shape
+    y = x.new_empty((batch, length, channels))
     if batch * channels == 0:
         return y
-    a, b = a.resolve_neg(), b.resolve_neg()
-    weight = weight.to(a.dtype).contiguous()
-    bias = None if bias is None else bias.to(a.dtype).contiguous()
+    x, gate = x.resolve_neg(), gate.resolve_neg()
+    weight = weight.to(x.dtype).contiguous()
+    bias = None if bias is None else bias.to(x.dtype).contiguous()
     lengths = (
         None if lengths is None else lengths.clamp(0, length)
     )  # their values are on the GPU: nothing has looked at them
-    with torch.cuda.device(a.device):
+    with torch.cudx.device(x.device):
         _c.conv(
-            a.data_ptr(),
-            *a.stride(),
-            b.data_ptr(),
-            *b.stride(),
+            x.data_ptr(),
+            *x.stride(),
+            gate.data_ptr(),
+            *gate.stride(),
             y.data_ptr(),
             weight.data_ptr(),
             address(bias),
@@ -52,20 +57,42 @@ def _conv(
             length,
             channels,
             weight.shape[-1],
-            DTYPES[a.dtype],
-            stream(a),
+            DTYPES[x.dtype],
+            stream(x),
         )
     return y
 
 
 def _short_conv(
-    a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, lengths: Tensor | None
+    x: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    lengths: Tensor | None,
+    silu: bool,
 ) -> tuple[Tensor, Tensor]:
-    return prefill(_conv, a, b, weight, bias, state, lengths)
+    if gate is None or not silu:
+        y, last = _ungated().prefill(x, gate, weight, bias, state, lengths, silu)
+        return y, last
+    return prefill(_conv, x, gate, weight, bias, state, lengths, silu)
 
 
-def _short_conv_step(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> Tensor:
-    return step(_conv, a, b, weight, bias, state)
+def _short_conv_step(
+    x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool
+) -> Tensor:
+    if gate is None or not silu:
+        y: Tensor = _ungated().step(x, gate, weight, bias, state, silu)
+        return y
+    return step(_conv, x, gate, weight, bias, state, silu)
+
+
+@cache
+def _ungated() -> Any:
+    """What computes the forms that the CUDA kernels lack."""
+    return triton_module("jrt_eval.kernels.short_conv.triton") or SimpleNamespace(
+        prefill=reference.short_conv, step=reference.short_conv_step
+    )
 
 
 schema.short_conv.implement("CUDA", _short_conv)
@@ -73,14 +100,23 @@ schema.short_conv_step.implement("CUDA", _short_conv_step)
 
 
 def short_conv(
-    a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, lengths: Tensor | None
+    x: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    lengths: Tensor | None,
+    silu: bool,
 ) -> tuple[Tensor, Tensor]:
-    if learns(a, b, weight, bias, state):
-        return reference.short_conv(a, b, weight, bias, state, lengths)
-    y, last = (schema.short_conv.call if _compiling() else _short_conv)(a, b, weight, bias, state, lengths)
+    if learns(x, gate, weight, bias, state):
+        return differentiable(x, gate, weight, bias, state, lengths, silu)
+    y, last = (schema.short_conv.call if _compiling() else _short_conv)(x, gate, weight, bias, state, lengths, silu)
     return y, last
 
 
-def short_conv_step(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> Tensor:
-    y: Tensor = (schema.short_conv_step.call if _compiling() else _short_conv_step)(a, b, weight, bias, state)
+def short_conv_step(
+    x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool
+) -> Tensor:
+    call = schema.short_conv_step.call if _compiling() else _short_conv_step
+    y: Tensor = call(x, gate, weight, bias, state, silu)
     return y

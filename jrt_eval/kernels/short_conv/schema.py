@@ -10,19 +10,21 @@ from torch import Tensor
 from jrt_eval.kernels.library import Operator
 
 
-def _shapes(a: Tensor, b: Tensor, weight: Tensor, bias: Any, state: Any, lengths: Any) -> tuple[Tensor, Tensor]:
-    past = (a.shape[0], weight.shape[-1] - 1, a.shape[2])
-    return a.new_empty(a.shape), a.new_empty(past, dtype=torch.float32)
+def _shapes(x: Tensor, gate: Any, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    past = (x.shape[0], weight.shape[-1] - 1, x.shape[2])
+    return x.new_empty(x.shape), x.new_empty(past, dtype=torch.float32)
 
 
-def _step_shapes(a: Tensor, b: Tensor, weight: Tensor, bias: Any, state: Tensor) -> Tensor:
-    return a.new_empty(a.shape)
+def _step_shapes(x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 short_conv = Operator(
-    "short_conv(Tensor a, Tensor b, Tensor weight, Tensor? bias, Tensor? state, Tensor? lengths) -> (Tensor, Tensor)",
+    "short_conv(Tensor x, Tensor? gate, Tensor weight, Tensor? bias, Tensor? state, Tensor? lengths, bool silu)"
+    " -> (Tensor, Tensor)",
     _shapes,
 )
 short_conv_step = Operator(
-    "short_conv_step(Tensor a, Tensor b, Tensor weight, Tensor? bias, Tensor(a!) state) -> Tensor", _step_shapes
+    "short_conv_step(Tensor x, Tensor? gate, Tensor weight, Tensor? bias, Tensor(a!) state, bool silu) -> Tensor",
+    _step_shapes,
 )

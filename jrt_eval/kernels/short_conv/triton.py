@@ -1,117 +1,145 @@
-"""Mamba's short causal convolution with its SiLU as Triton kernels: one pass forwards, two backwards.
-
-As PyTorch operations it is a dozen passes over the activations forwards and two dozen backwards.
-"""
+"""The short convolution as Triton kernels, in every form, without gradients: a program computes a tile of tokens and channels."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
-TOKENS, CHANNELS = 16, 128  # per program
+from jrt_eval.kernels import compiled
+from jrt_eval.kernels.arguments import learns
+from jrt_eval.kernels.short_conv import schema, shared
+
+TOKENS, CHANNELS = 32, 64  # per program
+
+
+@triton.jit
+def _input(x, state_in, row, s, at, channels, inside, x_row, x_token, x_channel, W: tl.constexpr, STATE: tl.constexpr):
+    """Inputs (tokens, channels) of the tokens s; negative ones are the state's."""
+    u = tl.load(
+        x + row * x_row + s[:, None] * x_token + at[None, :] * x_channel,
+        mask=(s >= 0)[:, None] & inside[None, :],
+        other=0.0,
+    ).to(tl.float32)
+    if STATE:
+        before = (s < 0)[:, None] & inside[None, :]
+        u += tl.load(
+            state_in + (row * (W - 1) + W - 1 + s)[:, None] * channels + at[None, :], mask=before, other=0.0
+        ).to(tl.float32)
+    return u
 
 
 @triton.jit
 def _forward(
-    u, weight, bias, y, length, channels, stride, W: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr
-):  # type: ignore[no-untyped-def]
-    row = tl.program_id(0).to(tl.int64)
+    x, gate, weight, bias, state_in, lengths, y, state_out, length, channels,
+    x_row, x_token, x_channel, gate_row, gate_token, gate_channel, weight_channel, weight_tap,
+    W: tl.constexpr, PAST: tl.constexpr, GATE: tl.constexpr, BIAS: tl.constexpr, STATE: tl.constexpr, LENGTHS: tl.constexpr,
+    SILU: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(2).to(tl.int64)
     t = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
-    at = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
+    at = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     inside = at < channels
-    pre = tl.zeros([TOKENS, CHANNELS], dtype=tl.float32) + tl.load(bias + at, mask=inside, other=0.0)[None, :]
-    for w in tl.static_range(W):
-        s = t + (w - (W - 1))
-        ok = ((s >= 0) & (s < length))[:, None] & inside[None, :]
-        us = tl.load(u + (row * length + s)[:, None] * stride + at[None, :], mask=ok, other=0.0)
-        pre += us * tl.load(weight + at * W + w, mask=inside, other=0.0)[None, :]
-    to = (row * length + t)[:, None] * channels + at[None, :]
-    tl.store(y + to, pre * tl.sigmoid(pre), mask=(t < length)[:, None] & inside[None, :])
-
-
-@triton.jit
-def _backward_pre(
-    u, weight, bias, dy, dpre, parts, length, channels, stride,
-    W: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
-    """The gradient before SiLU, and this program's part of the weight's and (behind it) the bias's."""
-    row = tl.program_id(0).to(tl.int64)
-    t = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
-    at = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = at < channels
-    pre = tl.zeros([TOKENS, CHANNELS], dtype=tl.float32) + tl.load(bias + at, mask=inside, other=0.0)[None, :]
-    for w in tl.static_range(W):
-        s = t + (w - (W - 1))
-        ok = ((s >= 0) & (s < length))[:, None] & inside[None, :]
-        us = tl.load(u + (row * length + s)[:, None] * stride + at[None, :], mask=ok, other=0.0)
-        pre += us * tl.load(weight + at * W + w, mask=inside, other=0.0)[None, :]
     here = (t < length)[:, None] & inside[None, :]
-    to = (row * length + t)[:, None] * channels + at[None, :]
-    gate = tl.sigmoid(pre)
-    g = tl.load(dy + to, mask=here, other=0.0) * gate * (1 + pre * (1 - gate))
-    tl.store(dpre + to, g, mask=here)
-    part = parts + (row * tl.num_programs(1) + tl.program_id(1)) * (W + 1) * channels + at
+    z = tl.zeros([TOKENS, CHANNELS], dtype=tl.float32)
+    if BIAS:
+        z += tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)[None, :]
     for w in tl.static_range(W):
-        s = t + (w - (W - 1))
-        ok = ((s >= 0) & (s < length))[:, None] & inside[None, :]
-        us = tl.load(u + (row * length + s)[:, None] * stride + at[None, :], mask=ok, other=0.0)
-        tl.store(part + w * channels, tl.sum(us * g, 0), mask=inside)
-    tl.store(part + W * channels, tl.sum(g, 0), mask=inside)
+        s = tl.where(t < length, t + (w - (W - 1)), 0)
+        u = _input(x, state_in, row, s, at, channels, inside, x_row, x_token, x_channel, W, STATE)
+        z += u * tl.load(weight + at * weight_channel + w * weight_tap, mask=inside, other=0.0).to(tl.float32)[None, :]
+    if SILU:
+        z = z / (1.0 + tl.exp(-z))
+    if GATE:
+        place = row * gate_row + t[:, None] * gate_token + at[None, :] * gate_channel
+        z *= tl.load(gate + place, mask=here, other=0.0).to(tl.float32)
+    tl.store(y + (row * length + t)[:, None] * channels + at[None, :], z, mask=here)
+    if W > 1 and tl.program_id(1) == 0:
+        count = length
+        if LENGTHS:
+            count = tl.minimum(tl.maximum(tl.load(lengths + row).to(tl.int32), 0), length)
+        i = tl.arange(0, PAST)
+        # Tokens before the state's own are never asked for: count - (W - 1) + i >= -(W - 1).
+        s = tl.where(i < W - 1, count - (W - 1) + i, 0)
+        last = _input(x, state_in, row, s, at, channels, inside & (length + W > 1), x_row, x_token, x_channel, W, STATE)
+        kept = (i < W - 1)[:, None] & inside[None, :]
+        tl.debug_barrier()  # in a decode step the state is read and written here, by different threads
+        tl.store(state_out + (row * (W - 1) + i)[:, None] * channels + at[None, :], last, mask=kept)
 
 
-@triton.jit
-def _backward_input(weight, dpre, du, length, channels, W: tl.constexpr, TOKENS: tl.constexpr, CHANNELS: tl.constexpr):  # type: ignore[no-untyped-def]
-    row = tl.program_id(0).to(tl.int64)
-    t = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
-    at = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = at < channels
-    total = tl.zeros([TOKENS, CHANNELS], dtype=tl.float32)
-    for w in tl.static_range(W):
-        s = t + (W - 1 - w)
-        ok = (s < length)[:, None] & inside[None, :]
-        g = tl.load(dpre + (row * length + s)[:, None] * channels + at[None, :], mask=ok, other=0.0)
-        total += g * tl.load(weight + at * W + w, mask=inside, other=0.0)[None, :]
-    to = (row * length + t)[:, None] * channels + at[None, :]
-    tl.store(du + to, total, mask=(t < length)[:, None] & inside[None, :])
+def _launch(
+    x: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    last: Tensor,
+    lengths: Tensor | None,
+    silu: bool,
+) -> Tensor:
+    batch, length, channels = x.shape
+    y = x.new_empty((batch, length, channels))
+    width = weight.shape[-1]
+    tokens = min(TOKENS, triton.next_power_of_2(max(1, length)))
+    grid = (triton.cdiv(channels, CHANNELS), max(1, triton.cdiv(length, tokens)), batch)
+    if batch * channels:
+        other = x if gate is None else gate
+        with torch.cuda.device_of(x):
+            _forward[grid](
+                x, other, weight, bias, state, lengths, y, last, length, channels, *x.stride(), *other.stride(),
+                weight.stride(0), weight.stride(-1), W=width, PAST=triton.next_power_of_2(max(1, width - 1)),
+                GATE=gate is not None, BIAS=bias is not None, STATE=state is not None, LENGTHS=lengths is not None,
+                SILU=silu, TOKENS=tokens, CHANNELS=CHANNELS, num_warps=4,
+            )  # fmt: skip
+    return y
 
 
-class TritonConv(torch.autograd.Function):
-    """SiLU(conv(u) + bias): u (batch, length, channels), weight (channels, 1, width), bias (channels,), all float32."""
-
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        batch, length, channels = u.shape
-        if u.stride(2) != 1 or u.stride(0) != length * u.stride(1):
-            u = u.contiguous()
-        weight, bias = weight.contiguous(), bias.contiguous()
-        y = u.new_empty(batch, length, channels)
-        _forward[_grid(u)](u, weight, bias, y, length, channels, u.stride(1), **_shape(weight))
-        ctx.save_for_backward(u, weight, bias)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        u, weight, bias = ctx.saved_tensors
-        length, channels = u.shape[1:]
-        dy = dy.contiguous()
-        grid = _grid(u)
-        width = weight.shape[-1]
-        dpre, du = torch.empty_like(dy), torch.empty_like(dy)
-        parts = u.new_empty(grid[0] * grid[1], width + 1, channels)
-        _backward_pre[grid](u, weight, bias, dy, dpre, parts, length, channels, u.stride(1), **_shape(weight))
-        _backward_input[grid](weight, dpre, du, length, channels, **_shape(weight))
-        sums = parts.sum(0)
-        return du, sums[:width].T.unsqueeze(1), sums[width]
+def prefill(
+    x: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    lengths: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
+    return shared.prefill(_launch, x, gate, weight, bias, state, lengths, silu)
 
 
-def _grid(u: Tensor) -> tuple[int, int, int]:
-    batch, length, channels = u.shape
-    return batch, triton.cdiv(length, TOKENS), triton.cdiv(channels, CHANNELS)
+def step(x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool) -> Tensor:
+    """y of one token; the state is updated in place, every program's channels by itself."""
+    y = _launch(x[:, None], None if gate is None else gate[:, None], weight, bias, state, state, None, silu)
+    if torch.is_grad_enabled():
+        increment_version(state)
+    return y[:, 0]
 
 
-def _shape(weight: Tensor) -> dict[str, int]:
-    return {"W": weight.shape[-1], "TOKENS": TOKENS, "CHANNELS": CHANNELS, "num_warps": 4}
+if compiled.cuda_missing is not None:  # else the CUDA module registers the operators, and calls the functions above
+    schema.short_conv.implement("CUDA", prefill)
+    schema.short_conv_step.implement("CUDA", step)
+
+
+def short_conv(
+    x: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor | None,
+    lengths: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
+    if learns(x, gate, weight, bias, state):
+        return shared.differentiable(x, gate, weight, bias, state, lengths, silu)
+    call = schema.short_conv.call if torch.compiler.is_compiling() else prefill
+    y, last = call(x, gate, weight, bias, state, lengths, silu)
+    return y, last
+
+
+def short_conv_step(
+    x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool
+) -> Tensor:
+    call = schema.short_conv_step.call if torch.compiler.is_compiling() else step
+    y: Tensor = call(x, gate, weight, bias, state, silu)
+    return y

@@ -15,8 +15,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from jrt_eval.kernels import TaylorState, WindowState
-
 log = logging.getLogger(__name__)
 
 # Recording takes about as long as this many steps: shorter continuations run without.
@@ -135,10 +133,8 @@ def leaves(state: Any) -> list[Tensor] | None:
     """Every tensor of a state, or None where one grows with the sequence (softmax attention)."""
     tensors = [state.length]
     for layer in state.layers:
-        if isinstance(layer, Tensor):
-            tensors.append(layer)
-        elif isinstance(layer, (TaylorState, WindowState)):
-            tensors += layer
-        else:
+        parts = layer if isinstance(layer, tuple) else (layer,)
+        if not all(isinstance(part, Tensor) for part in parts):
             return None
+        tensors += parts
     return tensors

@@ -9,6 +9,7 @@ by token.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from jrt_eval.models.recurrent.config import ModelConfig, parse_config
 from jrt_eval.models.recurrent.generation import Generation, SamplingConfig, generate, right_padded
 from jrt_eval.models.recurrent.graphs import Graphs, Step
 from jrt_eval.models.recurrent.layers import MLP, LayerNorm, RMSNorm, add_norm
-from jrt_eval.models.recurrent.mixers import Call, KVState, MixerState
+from jrt_eval.models.recurrent.mixers import Call, KVState
 
 PAD_TOKEN = 220  # what JRT prompts are left-padded with: a space in GPT-2
 
@@ -38,25 +39,25 @@ class ModelState:
     def select(self, rows: Tensor) -> ModelState:
         """The state of `rows` (n,), copied: rows may repeat, and stepping the copy leaves this one alone."""
 
-        def pick(state: MixerState) -> MixerState:
+        def pick(state: Any) -> Any:
             if isinstance(state, Tensor):
                 return state.index_select(0, rows)
             if isinstance(state, KVState):
-                k, v, length = (t.index_select(0, rows) for t in (state.k, state.v, state.length))
-                return KVState(k, v, length, state.used)
-            return type(state)(*(t.index_select(0, rows) for t in state))
+                return KVState(pick(state.k), pick(state.v), pick(state.length), state.used)
+            return type(state)(*map(pick, state))
 
         return ModelState([pick(s) for s in self.layers], self.length.index_select(0, rows))
 
     def nbytes(self) -> int:
         """Bytes that the layers' states take, all rows together."""
-        total = 0
-        for state in self.layers:
-            parts = (
-                [state] if isinstance(state, Tensor) else vars(state).values() if isinstance(state, KVState) else state
-            )
-            total += sum(t.numel() * t.element_size() for t in parts if isinstance(t, Tensor))
-        return total
+
+        def size(state: Any) -> int:
+            if isinstance(state, Tensor):
+                return state.numel() * state.element_size()
+            parts = (state.k, state.v, state.length) if isinstance(state, KVState) else state
+            return sum(map(size, parts))
+
+        return sum(map(size, self.layers))
 
 
 @dataclass
@@ -94,18 +95,18 @@ class Decay(nn.Module):
         return self
 
 
-class JRTModel(nn.Module):
-    """A JRT-RNN, Based or attention model (the methods' contract is `jrt_eval.models.interface.LanguageModel`).
+class RecurrentModel(nn.Module, ABC):
+    """A model of our own class (the methods' contract is `jrt_eval.models.interface.LanguageModel`).
 
-    model(input_ids) computes the logits of whole sequences. For JRT-RNN the encoder reads the first min(M, length)
-    positions and no padding is added. model.generate(input_ids, max_new_tokens=...) continues prompts, left-padded to
-    M as the checkpoints expect.
+    A subclass builds its modules and says which of them are the embeddings, the layers and the norms. A layer has a
+    `mixer`, and a second norm `norm2` and an `mlp`, or None for both.
     """
 
     shares_contexts = True
     batching = Batching("padded", "padded", "padding is masked in every layer")
+    lm_head: nn.Linear
 
-    def __init__(self, config: ModelConfig, raw: Mapping[str, Any], *, backend: str = "auto") -> None:
+    def __init__(self, config: Any, raw: Mapping[str, Any], backend: str) -> None:
         super().__init__()
         self.config = config
         self.raw_config = dict(raw)
@@ -114,41 +115,26 @@ class JRTModel(nn.Module):
         self.revision: str | None = None
         self.cuda_graphs = True  # decode through CUDA graphs on a GPU
         self._graphs = Graphs()
-        self.transformer = nn.Module()
-        self.transformer.embeddings = nn.Module()
-        self.transformer.embeddings.word_embeddings = nn.Embedding(config.padded_vocab_size, config.d_model)
-        if config.positions:
-            self.transformer.embeddings.position_embeddings = nn.Embedding(config.positions, config.d_model)
-        self.transformer.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
-        norm = RMSNorm if config.norm == "rms" else LayerNorm
-        self.transformer.ln_f = norm(config.d_model, config.norm_eps)
-        if config.decay_heads:
-            const = -3.0 if config.decay_const is None else config.decay_const
-            self.transformer.decay = Decay(config.decay_heads, const)
-        self.lm_head = nn.Linear(config.d_model, config.padded_vocab_size, bias=config.head_bias)
-        self.tie_weights()
 
     # --- facts
+
+    @property
+    @abstractmethod
+    def _embeddings(self) -> nn.Embedding: ...
+
+    @property
+    @abstractmethod
+    def _layers(self) -> list[Any]: ...
+
+    @property
+    @abstractmethod
+    def _norms(self) -> list[Any]:
+        """The norm in front of each layer's mixer, and that of the head."""
 
     def tie_weights(self) -> None:
         """The head uses the embeddings' tensor, where the config says so."""
         if self.config.tied:
             self.lm_head.weight = self._embeddings.weight
-
-    @property
-    def _embeddings(self) -> nn.Embedding:
-        embeddings: Any = self.transformer.embeddings
-        return embeddings.word_embeddings  # type: ignore[no-any-return]
-
-    @property
-    def _layers(self) -> list[Any]:
-        layers: Any = self.transformer.layers
-        return list(layers)
-
-    @property
-    def _norms(self) -> list[Any]:
-        """The norm in front of each layer's mixer, and that of the head."""
-        return [*(layer.norm1 for layer in self._layers), self.transformer.ln_f]
 
     @property
     def device(self) -> torch.device:
@@ -239,8 +225,10 @@ class JRTModel(nn.Module):
         for i, layer in enumerate(self._layers):
             y, new = layer.mixer(x, None if state is None else state.layers[i], call)
             states.append(new)
-            r, x = add_norm(r, y, layer.norm2)
-            r, x = add_norm(r, layer.mlp(x), norms[i + 1])
+            if layer.mlp is not None:
+                r, x = add_norm(r, y, layer.norm2)
+                y = layer.mlp(x)
+            r, x = add_norm(r, y, norms[i + 1])
         seen = counts if state is None else state.length + counts
         return x, ModelState(states, seen.clone())
 
@@ -254,15 +242,18 @@ class JRTModel(nn.Module):
         norms = self._norms
         x = norms[0](r)
         for i, (layer, held) in enumerate(zip(self._layers, state.layers, strict=True)):
-            r, x = add_norm(r, layer.mixer.step(x, held, call), layer.norm2)
-            r, x = add_norm(r, layer.mlp(x), norms[i + 1])
+            y = layer.mixer.step(x, held, call)
+            if layer.mlp is not None:
+                r, x = add_norm(r, y, layer.norm2)
+                y = layer.mlp(x)
+            r, x = add_norm(r, y, norms[i + 1])
         state.length.add_(1)
         return self.logits(x)
 
     @property
     def runs_ahead(self) -> bool:
         """Whether a step may start before it is known to be needed, so that the GPU works while the host reads tokens."""
-        return self.device.type == "cuda" and not self.config.positions
+        return self.device.type == "cuda"
 
     def stepper(self, state: ModelState, tokens: int) -> Step:
         """A function that runs `step` from `state` on, for about `tokens` tokens.
@@ -281,23 +272,11 @@ class JRTModel(nn.Module):
 
     def _embed(self, ids: Tensor, call: Call) -> Tensor:
         x: Tensor = self._embeddings(ids)
-        if self.config.positions:
-            mask = call.mask()
-            positions = call.positions if mask is None else call.positions.masked_fill(~mask, 0)
-            if (last := int(positions.max())) >= self.config.positions:
-                raise UserError(
-                    f"{self.source}: a sequence of {last + 1} tokens is longer than its {self.config.positions} "
-                    "position embeddings"
-                )
-            embeddings: Any = self.transformer.embeddings
-            x = x + embeddings.position_embeddings(positions)
         return x.float() if self.config.residual_in_fp32 else x
 
     def _decay(self) -> Tensor | None:
-        if not hasattr(self.transformer, "decay"):
-            return None
-        holder: Any = self.transformer.decay
-        return holder.decay.float().exp()  # type: ignore[no-any-return]
+        """a_h of Based's decay (heads,), where the model has it."""
+        return None
 
     # --- prompts
 
@@ -431,6 +410,69 @@ class JRTModel(nn.Module):
         if not return_dict_in_generate:
             return sequences
         return Generation(sequences=sequences, tokens=out.tokens, scores=out.scores)
+
+
+class JRTModel(RecurrentModel):
+    """A JRT-RNN, Based or attention model.
+
+    model(input_ids) computes the logits of whole sequences. For JRT-RNN the encoder reads the first min(M, length)
+    positions and no padding is added. model.generate(input_ids, max_new_tokens=...) continues prompts, left-padded to
+    M as the checkpoints expect.
+    """
+
+    def __init__(self, config: ModelConfig, raw: Mapping[str, Any], *, backend: str = "auto") -> None:
+        super().__init__(config, raw, backend)
+        self.transformer = nn.Module()
+        self.transformer.embeddings = nn.Module()
+        self.transformer.embeddings.word_embeddings = nn.Embedding(config.padded_vocab_size, config.d_model)
+        if config.positions:
+            self.transformer.embeddings.position_embeddings = nn.Embedding(config.positions, config.d_model)
+        self.transformer.layers = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
+        norm = RMSNorm if config.norm == "rms" else LayerNorm
+        self.transformer.ln_f = norm(config.d_model, config.norm_eps)
+        if config.decay_heads:
+            const = -3.0 if config.decay_const is None else config.decay_const
+            self.transformer.decay = Decay(config.decay_heads, const)
+        self.lm_head = nn.Linear(config.d_model, config.padded_vocab_size, bias=config.head_bias)
+        self.tie_weights()
+
+    @property
+    def _embeddings(self) -> nn.Embedding:
+        embeddings: Any = self.transformer.embeddings
+        return embeddings.word_embeddings  # type: ignore[no-any-return]
+
+    @property
+    def _layers(self) -> list[Any]:
+        layers: Any = self.transformer.layers
+        return list(layers)
+
+    @property
+    def _norms(self) -> list[Any]:
+        return [*(layer.norm1 for layer in self._layers), self.transformer.ln_f]
+
+    @property
+    def runs_ahead(self) -> bool:
+        return super().runs_ahead and not self.config.positions  # a step looks at its positions
+
+    def _embed(self, ids: Tensor, call: Call) -> Tensor:
+        x: Tensor = self._embeddings(ids)
+        if self.config.positions:
+            mask = call.mask()
+            positions = call.positions if mask is None else call.positions.masked_fill(~mask, 0)
+            if (last := int(positions.max())) >= self.config.positions:
+                raise UserError(
+                    f"{self.source}: a sequence of {last + 1} tokens is longer than its {self.config.positions} "
+                    "position embeddings"
+                )
+            embeddings: Any = self.transformer.embeddings
+            x = x + embeddings.position_embeddings(positions)
+        return x.float() if self.config.residual_in_fp32 else x
+
+    def _decay(self) -> Tensor | None:
+        if not hasattr(self.transformer, "decay"):
+            return None
+        holder: Any = self.transformer.decay
+        return holder.decay.float().exp()  # type: ignore[no-any-return]
 
 
 def score_tokens(

@@ -15,6 +15,8 @@ from jrt_eval.errors import nearest
 from jrt_eval.kernels import TaylorState, WindowState
 from jrt_eval.models.recurrent.mixers.attention import Attention, AttentionConfig, KVState
 from jrt_eval.models.recurrent.mixers.base import Call, Mixer, MixerConfig, ModelFacts
+from jrt_eval.models.recurrent.mixers.convolved_attention import ConvolvedState
+from jrt_eval.models.recurrent.mixers.mamba import MambaState
 from jrt_eval.models.recurrent.mixers.short_convolution import ShortConvolution, ShortConvolutionConfig
 from jrt_eval.models.recurrent.mixers.sliding_window import SlidingWindow, SlidingWindowConfig
 from jrt_eval.models.recurrent.mixers.taylor_linear_attention import (
@@ -25,12 +27,12 @@ from jrt_eval.models.recurrent.mixers.taylor_linear_attention import (
 from jrt_eval.models.recurrent.reading import Section, short
 
 __all__ = [
-    "TARGETS", "Attention", "AttentionConfig", "Call", "KVState", "LinearAttentionConfig", "Mixer", "MixerConfig",
+    "TARGETS", "Attention", "AttentionConfig", "Call", "ConvolvedState", "KVState", "LinearAttentionConfig", "MambaState", "Mixer", "MixerConfig",
     "MixerState", "ModelFacts", "PrefixLinearAttentionConfig", "ShortConvolution", "ShortConvolutionConfig",
     "SlidingWindow", "SlidingWindowConfig", "TaylorLinearAttention", "read_mixer",
 ]  # fmt: skip
 
-MixerState: TypeAlias = TaylorState | WindowState | KVState | Tensor
+MixerState: TypeAlias = TaylorState | WindowState | MambaState | ConvolvedState | KVState | Tensor
 
 # last component of `_target_` -> the mixer
 TARGETS: dict[str, type[MixerConfig]] = {

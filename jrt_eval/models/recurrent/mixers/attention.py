@@ -101,50 +101,62 @@ class Attention(ProjectedAttention):
     """State: all keys and values."""
 
     def forward(self, x: Tensor, state: KVState | None, call: Call) -> tuple[Tensor, KVState]:
-        q, k, v = self._qkv(x, call)
-        batch, length = x.shape[:2]
-        lengths = torch.full((batch,), length, device=x.device) if call.lengths is None else call.lengths
-        if state is None:
-            y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
-            return self.out_proj(y.transpose(1, 2).flatten(-2)), KVState(k, v, lengths.clone(), length)
-        new = KVState(
-            _longer(state.k, state.used, length),
-            _longer(state.v, state.used, length),
-            state.length + lengths,
-            state.used + length,
-        )
-        # Row b's tokens follow its own last one. Slots behind a row's end are overwritten later or masked.
-        place = state.length[:, None] + torch.arange(length, device=x.device)
-        index = place[..., None, None].expand_as(k)
-        new.k.scatter_(1, index, k.to(new.k.dtype))
-        new.v.scatter_(1, index, v.to(new.v.dtype))
-        sees = torch.arange(new.k.shape[1], device=x.device) <= place[..., None]
-        return self.out_proj(self._attend(q, new, sees)), new
+        y, new = attend(*self._qkv(x, call), state, call)
+        return self.out_proj(y), new
 
     def step(self, x: Tensor, state: KVState, call: Call) -> Tensor:
-        q, k, v = (t[:, None] for t in self._qkv(x, call))
-        if state.used >= state.k.shape[1]:
-            more = max(64, state.used // 4)
-            state.k, state.v = _longer(state.k, state.used, more), _longer(state.v, state.used, more)
-        index = state.length[:, None, None, None].expand_as(k)
-        state.k.scatter_(1, index, k.to(state.k.dtype))
-        state.v.scatter_(1, index, v.to(state.v.dtype))
-        state.used += 1
-        seen = KVState(state.k[:, : state.used], state.v[:, : state.used], state.length, state.used)
-        sees = torch.arange(state.used, device=x.device) <= state.length[:, None, None]
-        y: Tensor = self.out_proj(self._attend(q, seen, sees)[:, 0])
-        state.length = state.length + 1
+        y: Tensor = self.out_proj(attend_step(*self._qkv(x, call), state))
         return y
-
-    def _attend(self, q: Tensor, state: KVState, sees: Tensor) -> Tensor:
-        """q (batch, length, heads, dim), sees (batch, length, capacity) -> (batch, length, heads * dim)."""
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), state.k.transpose(1, 2), state.v.transpose(1, 2), attn_mask=sees[:, None]
-        )
-        return y.transpose(1, 2).flatten(-2)
 
     def state_bytes(self, length: int, itemsize: int) -> StateBytes:
         return StateBytes(attention=2 * length * self.heads * self.head_dim * itemsize + 8)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, state: KVState | None, call: Call) -> tuple[Tensor, KVState]:
+    """Causal softmax attention of q, k, v (batch, length, heads, dim) behind `state`: y (batch, length, heads * dim)."""
+    batch, length = q.shape[:2]
+    lengths = torch.full((batch,), length, device=q.device) if call.lengths is None else call.lengths
+    if state is None:
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
+        return y.transpose(1, 2).flatten(-2), KVState(k, v, lengths.clone(), length)
+    new = KVState(
+        _longer(state.k, state.used, length),
+        _longer(state.v, state.used, length),
+        state.length + lengths,
+        state.used + length,
+    )
+    # Row b's tokens follow its own last one. Slots behind a row's end are overwritten later or masked.
+    place = state.length[:, None] + torch.arange(length, device=q.device)
+    index = place[..., None, None].expand_as(k)
+    new.k.scatter_(1, index, k.to(new.k.dtype))
+    new.v.scatter_(1, index, v.to(new.v.dtype))
+    sees = torch.arange(new.k.shape[1], device=q.device) <= place[..., None]
+    return _masked_attention(q, new, sees), new
+
+
+def attend_step(q: Tensor, k: Tensor, v: Tensor, state: KVState) -> Tensor:
+    """One token of q, k, v (batch, heads, dim): y (batch, heads * dim); `state` is updated in place."""
+    q, k, v = q[:, None], k[:, None], v[:, None]
+    if state.used >= state.k.shape[1]:
+        more = max(64, state.used // 4)
+        state.k, state.v = _longer(state.k, state.used, more), _longer(state.v, state.used, more)
+    index = state.length[:, None, None, None].expand_as(k)
+    state.k.scatter_(1, index, k.to(state.k.dtype))
+    state.v.scatter_(1, index, v.to(state.v.dtype))
+    state.used += 1
+    seen = KVState(state.k[:, : state.used], state.v[:, : state.used], state.length, state.used)
+    sees = torch.arange(state.used, device=q.device) <= state.length[:, None, None]
+    y = _masked_attention(q, seen, sees)[:, 0]
+    state.length = state.length + 1
+    return y
+
+
+def _masked_attention(q: Tensor, state: KVState, sees: Tensor) -> Tensor:
+    """q (batch, length, heads, dim), sees (batch, length, capacity) -> (batch, length, heads * dim)."""
+    y = F.scaled_dot_product_attention(
+        q.transpose(1, 2), state.k.transpose(1, 2), state.v.transpose(1, 2), attn_mask=sees[:, None]
+    )
+    return y.transpose(1, 2).flatten(-2)
 
 
 def _longer(x: Tensor, used: int, more: int) -> Tensor:

@@ -62,7 +62,7 @@ class ShortConvolution(Mixer):
         conv: Any = self.conv.conv
         with no_autocast(x):
             y, state = kernels.short_conv(
-                a, b, conv.weight, conv.bias, state, lengths=call.lengths, backend=call.backend
+                a, conv.weight, conv.bias, state, gate=b, lengths=call.lengths, backend=call.backend
             )
         return self.out_proj(y), state
 
@@ -70,7 +70,7 @@ class ShortConvolution(Mixer):
         a, b = self.in_proj(x).chunk(2, -1)
         conv: Any = self.conv.conv
         with no_autocast(x):
-            y = kernels.short_conv_step(a, b, conv.weight, conv.bias, state, backend=call.backend)
+            y = kernels.short_conv_step(a, conv.weight, conv.bias, state, gate=b, backend=call.backend)
         out: Tensor = self.out_proj(y)
         return out
 

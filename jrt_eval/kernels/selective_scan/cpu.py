@@ -1,0 +1,115 @@
+"""The selective scan on the CPU, by the compiled kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from jrt_eval.kernels import compiled
+from jrt_eval.kernels.arguments import DTYPES, address, learns, single
+from jrt_eval.kernels.selective_scan import reference, schema
+
+_c: Any = compiled.module()
+_threads = torch.get_num_threads
+
+
+def _view(x: Tensor | None) -> tuple[int, ...] | None:
+    return None if x is None else (x.data_ptr(), *x.stride())
+
+
+def _selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    state: Tensor | None,
+    lengths: Tensor | None,
+    softplus: bool,
+) -> tuple[Tensor, Tensor]:
+    (batch, length, channels), states = x.shape, a.shape[1]
+    y = x.new_empty(x.shape)
+    final = x.new_empty((batch, channels, states), dtype=torch.float32)
+    a, d, dt_bias, state = a.to(torch.float32).contiguous(), single(d), single(dt_bias), single(state)
+    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    if final.numel():
+        _c.selective_scan(
+            _view(x), _view(dt), _view(z), _view(b), _view(c), a.data_ptr(), address(d), address(dt_bias), address(state),
+            final.data_ptr(), y.data_ptr(), address(lengths), batch, length, channels, states, b.shape[2], softplus,
+            DTYPES[x.dtype], _threads(), False,
+        )  # fmt: skip
+    return y, final
+
+
+def _selective_scan_step(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    state: Tensor,
+    softplus: bool,
+) -> Tensor:
+    (batch, channels), states = x.shape, a.shape[1]
+    x, dt, b, c = x.resolve_neg(), dt.resolve_neg(), b.resolve_neg(), c.resolve_neg()
+    z = None if z is None else z.resolve_neg()
+    y = x.new_empty((batch, channels))
+    a, d, dt_bias = a.to(torch.float32).contiguous(), single(d), single(dt_bias)
+    if y.numel():
+        gate = None if z is None else _view(z[:, None])
+        _c.selective_scan(
+            _view(x[:, None]), _view(dt[:, None]), gate, _view(b[:, None]), _view(c[:, None]), a.data_ptr(), address(d),
+            address(dt_bias), state.data_ptr(), state.data_ptr(), y.data_ptr(), 0, batch, 1, channels, states, b.shape[1],
+            softplus, DTYPES[x.dtype], _threads(), True,
+        )  # fmt: skip
+    if torch.is_grad_enabled():
+        increment_version(state)
+    return y
+
+
+schema.selective_scan.implement("CPU", _selective_scan)
+schema.selective_scan_step.implement("CPU", _selective_scan_step)
+
+
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    state: Tensor | None,
+    lengths: Tensor | None,
+    softplus: bool,
+) -> tuple[Tensor, Tensor]:
+    form = reference.selective_scan if learns(x, dt, a, b, c, d, z, dt_bias, state) else schema.selective_scan.call
+    y, final = form(x, dt, a, b, c, d, z, dt_bias, state, lengths, softplus)
+    return y, final
+
+
+def selective_scan_step(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    state: Tensor,
+    softplus: bool,
+) -> Tensor:
+    call = schema.selective_scan_step.call if torch.compiler.is_compiling() else _selective_scan_step
+    y: Tensor = call(x, dt, a, b, c, d, z, dt_bias, state, softplus)
+    return y
