@@ -41,7 +41,7 @@ def _conv(
     lengths = (
         None if lengths is None else lengths.clamp(0, length)
     )  # their values are on the GPU: nothing has looked at them
-    with torch.cudx.device(x.device):
+    with torch.cuda.device(x.device):
         _c.conv(
             x.data_ptr(),
             *x.stride(),
