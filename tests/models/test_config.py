@@ -144,7 +144,7 @@ def test_family_follows_from_the_config() -> None:
     mamba = {"d_model": 8, "n_layer": 2, "vocab_size": 9, "ssm_cfg": {}}
     assert family_of(mamba) == "mamba"
     assert family_of(mamba | {"n_embd": 8, "n_head": 2, "model_type": "gpt2", "rms_norm": True}) == "mamba"
-    assert family_of({"model_type": "mamba", "hidden_size": 8, "d_model": 8, "n_layer": 2}) == "transformers"
+    assert family_of({"model_type": "mamba", "hidden_size": 8, "d_model": 8, "n_layer": 2}) == "mamba"
     assert family_of({"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1}) == "transformers"
     assert family_of({"model_type": "llama"}) == "transformers"
     assert family_of({"model_type": "gla"}) == "fla"

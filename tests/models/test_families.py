@@ -27,16 +27,16 @@ def llama(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_mamba_layout_and_back(tmp_path: Path, version: int) -> None:
+def test_mamba_layout(tmp_path: Path, version: int) -> None:
     original = mamba_layout(tmp_path, version)
-    model: Any = jrt_eval.load_model(tmp_path, device="cpu")
+    model: Any = jrt_eval.load_model(tmp_path, device="cpu", cpu_linear="torch")
     assert model.family == ("mamba" if version == 1 else "mamba2")
     ids = torch.randint(0, 251, (2, 45))
     with torch.no_grad():
-        assert torch.equal(model(ids).logits, original(ids).logits)
-    assert model.inner.state_dict().keys() == original.state_dict().keys()
-    for key, value in original.state_dict().items():
-        assert torch.equal(model.inner.state_dict()[key], value)
+        torch.testing.assert_close(model(ids).logits, original(ids).logits, rtol=0, atol=1e-4)
+    state = {k.replace("backbone.embeddings.", "backbone.embedding."): v for k, v in original.state_dict().items()}
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in state.items())
 
 
 def test_arch_overrides_the_config(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_arch_overrides_the_config(tmp_path: Path) -> None:
     model: Any = jrt_eval.load_model(tmp_path, device="cpu", arch="mamba2")
     ids = torch.arange(30)[None]
     with torch.no_grad():
-        assert torch.equal(model(ids).logits, original(ids).logits)
+        torch.testing.assert_close(model(ids).logits, original(ids).logits, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -72,9 +72,9 @@ def test_mamba_prefill_and_steps(tmp_path: Path, version: int) -> None:
     [
         ({"layer": "Mamba3"}, {}, "Mamba3"),
         ({"d_inner_gate": 1}, {}, "d_inner_gate"),
-        ({"layer": "Mamba2", "rmsnorm": False}, {}, "rmsnorm"),
-        ({}, {"attn_layer_idx": [1]}, "attn_layer_idx"),
-        ({}, {"rms_norm": False}, "rms_norm"),
+        ({"layer": "Mamba2", "headdim": 16, "rmsnorm": "no"}, {}, "rmsnorm"),
+        ({}, {"attn_layer_idx": [2]}, "attn_layer_idx"),
+        ({}, {"rms_norm": "yes"}, "rms_norm"),
         ({}, {"d_model": "wide"}, "d_model"),
         ({"layer": "Mamba2", "headdim": 48}, {}, "headdim"),
         ({"d_state": 8}, {}, "mixer.A_log has shape"),

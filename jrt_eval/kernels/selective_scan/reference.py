@@ -125,11 +125,11 @@ def _scan(decay: Tensor, drive: Tensor) -> Tensor:
     pad = [0, 0] * (decay.dim() - 2) + [0, count * CHUNK - length]
     decay = F.pad(decay, pad).unflatten(1, (count, CHUNK))
     drive = F.pad(drive, pad).unflatten(1, (count, CHUNK))
-    h, product = torch.empty_like(drive), torch.empty_like(drive)
-    h[:, :, 0], product[:, :, 0] = drive[:, :, 0], decay[:, :, 0]
+    states, products = [drive[:, :, 0]], [decay[:, :, 0]]
     for t in range(1, CHUNK):
-        torch.addcmul(drive[:, :, t], decay[:, :, t], h[:, :, t - 1], out=h[:, :, t])
-        torch.mul(product[:, :, t - 1], decay[:, :, t], out=product[:, :, t])
+        states.append(torch.addcmul(drive[:, :, t], decay[:, :, t], states[-1]))
+        products.append(products[-1] * decay[:, :, t])
+    h, product = torch.stack(states, 2), torch.stack(products, 2)
     carry = torch.zeros_like(h[:, 0, 0])
     carries = []
     for chunk in range(count):

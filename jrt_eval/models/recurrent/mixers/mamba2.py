@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -81,14 +81,21 @@ def read_groups(section: Section, key: str, heads: int) -> int:
 
 
 def read_limit(section: Section, key: str) -> tuple[float, float]:
-    """Two numbers; JSON as Python writes it has Infinity."""
+    """Two numbers. Infinity is a number of Python's JSON, and {"__float__": "Infinity"} in what transformers writes."""
     limit = section.get(key)
     if limit is None:
         return 0.0, math.inf
-    numbers = isinstance(limit, (list, tuple)) and all(isinstance(n, (int, float)) and n == n for n in limit)
-    if not numbers or len(limit) != 2 or limit[0] > limit[1]:
+    ends = [_number(end) for end in limit] if isinstance(limit, (list, tuple)) else []
+    if len(ends) != 2 or not ends[0] <= ends[1]:
         raise section.error(f"{key} is {short(limit)}, it must be two numbers, the lower first")
-    return float(limit[0]), float(limit[1])
+    return ends[0], ends[1]
+
+
+def _number(value: Any) -> float:
+    """NaN for what is not a number."""
+    if isinstance(value, dict):
+        value = {"Infinity": math.inf, "-Infinity": -math.inf}.get(str(value.get("__float__")))
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
 
 
 class GroupedNorm(nn.Module):
