@@ -29,6 +29,6 @@ spec = importlib.util.spec_from_file_location("jrt_eval._kernels", sys.argv[1])
 assert spec and spec.loader
 sys.modules[spec.name] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules[spec.name])
-files = [f"tests/kernels/test_{part}.py" for part in ("taylor", "others", "gradients", "properties")]
+files = [f"tests/kernels/test_{part}.py" for part in ("taylor", "others", "recurrences", "gradients", "properties")]
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "cpu and not torch and not long_sequence", *files]))
 PYTHON
