@@ -139,6 +139,38 @@ def _data() -> Finding:
     return Finding("documents", bool(sets), f"{folder}: {', '.join(sets) or 'no <dataset>/validation.jsonl in it'}")
 
 
+def examine_model(name: str) -> list[Finding]:
+    """Load a model and say how it is evaluated. Raises `UserError` if it cannot be loaded."""
+    import torch
+
+    from jrt_eval.errors import UserError
+    from jrt_eval.models.auto import load_model
+    from jrt_eval.models.context import context_length
+    from jrt_eval.models.tokenizers import load_tokenizer
+
+    model = load_model(name, device="cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        tokenizer = load_tokenizer(name)
+        found = Finding("tokenizer", True, f"{tokenizer.name_or_path}, {len(tokenizer):,} tokens")
+    except UserError as error:
+        tokenizer, found = None, Finding("tokenizer", False, str(error), "give one as tokenizer=...", broken=True)
+    length = context_length(model.raw_config, tokenizer)
+    size = model.state_bytes(length)
+    dtype = str(model.dtype).removeprefix("torch.")
+    return [
+        Finding("model", True, f"{name}: {model.family}, {model.num_parameters():,} parameters, {dtype}"),
+        found,
+        Finding("context", True, f"{length:,} tokens"),
+        Finding("batches", True, f"{model.batching.decode}: {model.batching.reason}"),
+        Finding(
+            "state",
+            True,
+            f"{size.total:,} bytes after {length:,} tokens: attention cache {size.attention:,}, recurrent "
+            f"{size.recurrent:,}, convolution {size.convolution:,}",
+        ),
+    ]
+
+
 def examine() -> list[Finding]:
     """All findings. Imports torch and lm_eval."""
     python = f"{sys.version.split()[0]} ({sys.executable})"

@@ -8,7 +8,8 @@ import click
 
 
 @click.command()
-def doctor() -> None:
+@click.option("--model", metavar="MODEL", help="Also load this model (folder or hub id) and show how it is evaluated.")
+def doctor(model: str | None) -> None:
     """Show what works on this machine, what does not, and how to fix it.
 
     \b
@@ -17,9 +18,9 @@ def doctor() -> None:
 
     The exit status is 1 if something that every evaluation needs is broken.
     """
-    from jrt_eval.doctor import examine
+    from jrt_eval.doctor import examine, examine_model
 
-    findings = examine()
+    findings = examine() + ([] if model is None else examine_model(model))
     width = max(len(f.topic) for f in findings)
     for finding in findings:
         mark = click.style("ok", fg="green") if finding.works else click.style("--", fg="yellow")

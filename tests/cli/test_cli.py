@@ -84,3 +84,16 @@ def test_nearest() -> None:
     assert nearest("jrt_sqaud", ["jrt_squad", "jrt_drop"]) == " (did you mean 'jrt_squad'?)"
     assert nearest("zzz", ["jrt_squad"]) == ""
     assert issubclass(UserError, ValueError)
+
+
+def test_doctor_describes_a_model() -> None:
+    from click.testing import CliRunner
+
+    from jrt_eval.cli import main
+
+    result = CliRunner().invoke(main, ["doctor", "--model", "mini-based"])
+    assert "mini-based: based, 2,048,896 parameters, bfloat16" in result.output
+    assert "padded: padding is masked in every layer" in result.output
+    assert "bytes after 2,048 tokens: attention cache" in result.output
+    result = CliRunner().invoke(main, ["doctor", "--model", "nowhere/at/all"])
+    assert result.exit_code == 1

@@ -6,6 +6,10 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import os
+import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,6 +55,17 @@ PROMPTS = [
 CONTEXTS = [("The sky is", " blue and wide"), ("It", " was"), ("A much longer context than the others, so", " there it is"),
             ("One two three", " four five six")]  # fmt: skip
 NEW = 8
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+# our operator -> the functions by which transformers' classes look it up
+OPERATORS = {
+    "short_conv": "causal_conv1d_fn",
+    "selective_scan": "selective_scan_fn",
+    "ssd": "mamba_chunk_scan_combined",
+    "gated_delta_rule": "chunk_gated_delta_rule",
+    "gated_delta_rule (KDA)": "chunk_kda",
+}
 
 
 def requests(kind: str, arguments: list[tuple[Any, ...]]) -> list[Instance]:
@@ -120,3 +135,22 @@ def test_state_bytes_are_what_a_cache_has(lm: JRTLM) -> None:
     with torch.inference_mode():
         real = sum(size for _, (size, _) in _cache(model.inner, 72))
     assert model.state_bytes(72).total == real > 0
+
+
+def test_the_table_in_the_docs(lm: JRTLM) -> None:
+    """The class's row in docs/models.md; with JRT_EVAL_WRITE_DOCS=1 the row is written."""
+    model: Any = lm.model
+    source = inspect.getsource(sys.modules[type(model.inner).__module__])
+    operators = [name for name, function in OPERATORS.items() if re.search(rf"\b{function}\b", source)]
+    size = model.state_bytes(2048)
+    cells = [f"`{model.family}`", model.batching.decode, ", ".join(operators) or "none"]
+    row = f"| {' | '.join(cells)} | {size.attention:,} | {size.recurrent:,} | {size.convolution:,} |"
+    page = PAGE.read_text(encoding="utf-8")
+    if os.environ.get("JRT_EVAL_WRITE_DOCS"):
+        head, end = "| --- | --- | --- | ---: | ---: | ---: |\n", "\n\n"
+        start = page.index(head) + len(head)
+        stop = page.index(end, start - 1)  # of an empty table: right behind its head
+        rows = {line.split("`")[1]: line for line in page[start:stop].splitlines()} | {model.family: row}
+        page = page[:start] + "\n".join(rows[name] for name in sorted(rows)) + page[stop:]
+        PAGE.write_text(page, encoding="utf-8")
+    assert row in page.splitlines()
