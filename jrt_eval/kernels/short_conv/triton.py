@@ -16,11 +16,13 @@ TOKENS, CHANNELS = 32, 64  # per program
 
 
 @triton.jit
-def _input(x, state_in, row, s, at, channels, inside, x_row, x_token, x_channel, W: tl.constexpr, STATE: tl.constexpr):
+def _input(
+    x, state_in, row, s, at, length, channels, inside, x_row, x_token, x_channel, W: tl.constexpr, STATE: tl.constexpr
+):
     """Inputs (tokens, channels) of the tokens s; negative ones are the state's."""
     u = tl.load(
         x + row * x_row + s[:, None] * x_token + at[None, :] * x_channel,
-        mask=(s >= 0)[:, None] & inside[None, :],
+        mask=((s >= 0) & (s < length))[:, None] & inside[None, :],
         other=0.0,
     ).to(tl.float32)
     if STATE:
@@ -48,7 +50,7 @@ def _forward(
         z += tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)[None, :]
     for w in tl.static_range(W):
         s = tl.where(t < length, t + (w - (W - 1)), 0)
-        u = _input(x, state_in, row, s, at, channels, inside, x_row, x_token, x_channel, W, STATE)
+        u = _input(x, state_in, row, s, at, length, channels, inside, x_row, x_token, x_channel, W, STATE)
         z += u * tl.load(weight + at * weight_channel + w * weight_tap, mask=inside, other=0.0).to(tl.float32)[None, :]
     if SILU:
         z = z / (1.0 + tl.exp(-z))
@@ -63,7 +65,7 @@ def _forward(
         i = tl.arange(0, PAST)
         # Tokens before the state's own are never asked for: count - (W - 1) + i >= -(W - 1).
         s = tl.where(i < W - 1, count - (W - 1) + i, 0)
-        last = _input(x, state_in, row, s, at, channels, inside & (length + W > 1), x_row, x_token, x_channel, W, STATE)
+        last = _input(x, state_in, row, s, at, length, channels, inside, x_row, x_token, x_channel, W, STATE)
         kept = (i < W - 1)[:, None] & inside[None, :]
         tl.debug_barrier()  # in a decode step the state is read and written here, by different threads
         tl.store(state_out + (row * (W - 1) + i)[:, None] * channels + at[None, :], last, mask=kept)
