@@ -87,13 +87,10 @@ def test_nearest() -> None:
 
 
 def test_doctor_describes_a_model() -> None:
-    from click.testing import CliRunner
+    from jrt_eval.cli.doctor import doctor
 
-    from jrt_eval.cli import main
-
-    result = CliRunner().invoke(main, ["doctor", "--model", "mini-based"])
+    result = CliRunner().invoke(doctor, ["--model", "mini-based"])
     assert "mini-based: based, 2,048,896 parameters, bfloat16" in result.output
     assert "padded: padding is masked in every layer" in result.output
     assert "bytes after 2,048 tokens: attention cache" in result.output
-    result = CliRunner().invoke(main, ["doctor", "--model", "nowhere/at/all"])
-    assert result.exit_code == 1
+    assert CliRunner().invoke(doctor, ["--model", "nowhere/at/all"]).exit_code == 1
