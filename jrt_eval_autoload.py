@@ -12,6 +12,7 @@ import sys
 _PENDING = {
     "lm_eval.api.registry": "register_models",
     "lm_eval.tasks": "register_tasks",
+    "lm_eval.evaluator": "register_evaluator",
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from jrt_eval.errors import install_excepthook
 from jrt_eval.prompts.folder import task_folder
 
-__all__ = ["MODELS", "register", "register_models", "register_tasks", "task_folder"]
+__all__ = ["MODELS", "register", "register_evaluator", "register_models", "register_tasks", "task_folder"]
 
 _NOTE = """\
 jrt-eval: every task, group and tag in this list, and of --include_path, can also be run as NAME_twice (the prompt's
@@ -104,7 +104,32 @@ def _add_variants(manager: Any) -> None:
         names.sort()
 
 
+def register_evaluator() -> None:
+    """Let lm-eval's evaluator record what tasks cost, and tell tasks about a model that is given as an object."""
+    from lm_eval import evaluator
+
+    from jrt_eval.prompts import costs
+    from jrt_eval.prompts.evaluated import evaluating
+
+    if getattr(evaluator, "_jrt_eval", False):
+        return
+    original = evaluator.simple_evaluate
+
+    @functools.wraps(original)
+    def simple_evaluate(model: Any, *args: Any, **kwargs: Any) -> Any:
+        with evaluating(None if isinstance(model, str) else model):
+            results = original(model, *args, **kwargs)
+        if results is not None:
+            costs.record_throughput(results)
+        return results
+
+    evaluator.evaluate = costs.recording(evaluator.evaluate)
+    evaluator.simple_evaluate = simple_evaluate
+    evaluator._jrt_eval = True
+
+
 def register() -> None:
     """Register models and tasks in lm-eval now, for interpreters in which the start-up hook is off."""
     register_models()
     register_tasks()
+    register_evaluator()

@@ -22,8 +22,10 @@ from lm_eval.api.utils import maybe_delimit
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from jrt_eval._version import __version__
 from jrt_eval.errors import UserError
-from jrt_eval.prompts import templates, tokenization
+from jrt_eval.prompts import evaluated, templates, tokenization
+from jrt_eval.prompts.caching import prompt_key
 from jrt_eval.prompts.metadata import refuse_misspelt
 from jrt_eval.prompts.variants import before_last_reading, neutral_characters, neutral_tokens, split_name
 
@@ -147,6 +149,7 @@ class RepeatedTask(ConfigurableTask):  # type: ignore[misc]
         if not isinstance(self._separator, str):
             raise UserError(f"task {self._name}: metadata separator must be a string, got {self._separator!r}")
         self._tokenizer = _tokenizer(metadata) if self.variant == "padded" else None
+        self._fewshot_seed: int | None = None
         self._doc: Mapping[str, Any] = {}
         self._repetitions = 0
         base = super().__init__
@@ -165,6 +168,19 @@ class RepeatedTask(ConfigurableTask):  # type: ignore[misc]
                 "padded_by": None if self.variant != "padded" else "tokens" if self._tokenizer else "characters",
             },
         }
+
+    def set_fewshot_seed(self, seed: int | None = None) -> None:
+        self._fewshot_seed = seed
+        super().set_fewshot_seed(seed)
+
+    def build_all_requests(self, *args: Any, **kwargs: Any) -> None:
+        """lm-eval's, with what decides the prompts in the key of its cache of requests."""
+        tokenizer = self._tokenizer.name if self._tokenizer else None
+        metadata = {key: value for key, value in self.config.metadata.items() if key != "jrt"}
+        settings = (self.variant, self._repeat, self._separator, self._question, tokenizer, self._fewshot_seed)
+        key = prompt_key(__version__, settings, vars(self.config) | {"metadata": metadata})
+        kwargs["tokenizer_name"] = f"{kwargs.get('tokenizer_name', '')}-{key}"
+        super().build_all_requests(*args, **kwargs)
 
     def build_qa_turn(self, *, q: str | None = None, a: Any = None, **kwargs: Any) -> Any:
         """lm-eval's, with the question repeated where there is no answer: in the turn that is evaluated."""
@@ -245,6 +261,6 @@ class RepeatedTask(ConfigurableTask):  # type: ignore[misc]
 
 def _tokenizer(metadata: Mapping[str, Any]) -> tokenization.Tokenizer | None:
     try:
-        return tokenization.resolve(metadata)
+        return tokenization.resolve(metadata) or evaluated.tokenizer()
     except UserError:
         return None  # lengths are then matched in characters, which the results record

@@ -34,8 +34,9 @@ from tqdm import tqdm
 from jrt_eval._version import __version__
 from jrt_eval.errors import UserError
 from jrt_eval.models.context import context_length, context_length_of
-from jrt_eval.prompts import clean, tokenization
+from jrt_eval.prompts import clean, evaluated, tokenization
 from jrt_eval.prompts import documents as docs
+from jrt_eval.prompts.caching import prompt_key
 from jrt_eval.prompts.fewshot import OtherDocuments
 from jrt_eval.prompts.metadata import refuse_misspelt
 from jrt_eval.prompts.metrics import score
@@ -71,6 +72,8 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
         config["test_split"] = config["fewshot_split"] = config.get("test_split") or "validation"
         self._tokenizer: tokenization.Tokenizer | None = None
         self._filler: Filler = neutral_characters
+        self._fewshot_seed: int | None = None
+        self._rows_key: tuple[Any, ...] = ()
         self._lengths: dict[int, int] = {}  # tokens of the prompt, by row
         self._limit = 0  # tokens that a prompt may have
         super().__init__(data_dir, cache_dir, download_mode, config)
@@ -98,6 +101,7 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
             **(dataset_kwargs or {}),
         )
         docs.check(rows, self.spec)
+        self._rows_key = rows.key
         documents, report = docs.prepare(rows, self.spec, self._windows(rows, budget))
         config.metadata["jrt"] = self._record(rows, report, budget)
         self._warn(rows, report)
@@ -119,7 +123,7 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
 
     def _resolve_tokenizer(self, needed: bool) -> tokenization.Tokenizer | None:
         try:
-            tokenizer = tokenization.resolve(self.config.metadata)
+            tokenizer = tokenization.resolve(self.config.metadata) or evaluated.tokenizer()
         except UserError:
             if needed:
                 raise
@@ -185,6 +189,7 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
 
     def build_all_requests(self, *args: Any, **kwargs: Any) -> None:
         """lm-eval's. Then count the prompts that are too long for the model, with their examples and chat template."""
+        kwargs["tokenizer_name"] = f"{kwargs.get('tokenizer_name', '')}-{self._prompt_key()}"  # part of the cache's key
         super().build_all_requests(*args, **kwargs)
         record = self.config.metadata["jrt"]
         record["prompts"] = len(self._instances)
@@ -210,6 +215,16 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
                 max(over), lost,
             )  # fmt: skip
 
+    def set_fewshot_seed(self, seed: int | None = None) -> None:
+        self._fewshot_seed = seed
+        super().set_fewshot_seed(seed)
+
+    def _prompt_key(self) -> str:
+        """A hash of what decides the prompts: the data, the window, the config, the few-shot seed."""
+        config = vars(self.config) | {"metadata": self.spec.variant}
+        window = [self.config.metadata["jrt"][key] for key in ("context_length", "answer_length", "tokenizer")]
+        return prompt_key(__version__, self._rows_key, vars(self.spec), window, config, self._fewshot_seed)
+
     def _new_tokens(self) -> int:
         kwargs = self.config.generation_kwargs or {}
         return int(kwargs.get("max_gen_toks") or kwargs.get("max_new_tokens") or DEFAULT_NEW_TOKENS)
@@ -220,6 +235,8 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
         given = metadata.get("max_length")
         if given is not None and str(given).isdigit():
             return int(given)
+        if (length := evaluated.max_length()) is not None:
+            return length
         tokenizer = self._tokenizer and self._tokenizer.transformers
         own = metadata.get("pretrained") or metadata.get("checkpoint_name")
         if isinstance(own, str):

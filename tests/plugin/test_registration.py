@@ -58,7 +58,7 @@ def test_registering_imports_no_adapter_and_no_torch() -> None:
 
 def test_hook_leaves_the_import_system_as_it_was() -> None:
     code = (
-        "import sys, lm_eval.tasks, lm_eval.api.registry as r, jrt_eval_autoload as a;"
+        "import sys, lm_eval.evaluator, lm_eval.tasks, lm_eval.api.registry as r, jrt_eval_autoload as a;"
         "print(a.Finder in sys.meta_path, type(r.__loader__).__name__, type(r.__spec__.loader).__name__)"
     )
     assert run_python(code) == "False SourceFileLoader SourceFileLoader"

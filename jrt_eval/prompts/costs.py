@@ -1,0 +1,171 @@
+"""What a run costs: prompt tokens, generated tokens and seconds, for every task and every backend.
+
+`recording` wraps lm-eval's `evaluate`. Afterwards each sample has, under `jrt_cost`,
+
+    prompt_tokens, generated_tokens   of the sample's requests together (log-likelihoods: the scored tokens)
+    tokens_cut, cut_from              tokens that exceed the model's length, and the side they are cut from
+
+and `configs.<task>.metadata.jrt.costs` has
+
+    requests, prompt_tokens, generated_tokens, truncated   sums over the task's requests
+    seconds                     of the model's calls; shared among tasks by tokens where one call serves several of them
+    documents_per_second
+
+Tokens need a model object with a tokenizer; without one (most API models) they are null and seconds are shared by
+requests. In a run of several processes, each counts its own requests.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from jrt_eval.prompts.evaluated import max_length_of, tokenizer_of
+from jrt_eval.prompts.tokenization import Tokenizer
+
+METHODS = ("generate_until", "loglikelihood", "loglikelihood_rolling")
+DEFAULT_NEW_TOKENS = 256  # lm-eval's, where generation_kwargs do not say
+
+
+class Cost(NamedTuple):
+    """Tokens of one request. `cut`: of the prompt, those that exceed the model's length."""
+
+    prompt: int
+    generated: int
+    cut: int
+
+
+def recording(evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    """lm-eval's `evaluate`, which also records costs."""
+
+    @functools.wraps(evaluate)
+    def recorded(lm: Any, task_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        seconds: dict[str, float] = defaultdict(float)
+        with _timed(lm, seconds):
+            results = evaluate(lm, task_dict, *args, **kwargs)
+        tasks = task_dict.get("tasks") if isinstance(task_dict, Mapping) else None
+        if results is not None and isinstance(tasks, Mapping):
+            _record(results, tasks, lm, seconds)
+        return results
+
+    return recorded
+
+
+def record_throughput(results: Any) -> None:
+    """Write `model_tokens_per_second`, generated tokens per second of all tasks, into the run's config."""
+    configs = [config.get("metadata") or {} for config in results.get("configs", {}).values()]
+    costs = [(metadata.get("jrt") or {}).get("costs") or {} for metadata in configs if isinstance(metadata, Mapping)]
+    tokens = sum(cost.get("generated_tokens") or 0 for cost in costs)
+    seconds = sum(cost.get("seconds") or 0.0 for cost in costs)
+    if isinstance(results.get("config"), dict) and tokens and seconds:
+        results["config"]["model_tokens_per_second"] = round(tokens / seconds, 3)
+
+
+@contextmanager
+def _timed(lm: Any, seconds: dict[str, float]) -> Iterator[None]:
+    """Time the calls of the model object `lm` in this context, by method."""
+
+    def timing(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                seconds[name] += time.perf_counter() - start
+
+        return timed
+
+    methods = {name: getattr(lm, name) for name in METHODS if callable(getattr(lm, name, None))}
+    own = {name: vars(lm)[name] for name in methods if name in vars(lm)}
+    for name, call in methods.items():
+        setattr(lm, name, timing(name, call))
+    try:
+        yield
+    finally:
+        for name in methods:
+            delattr(lm, name)
+        for name, call in own.items():
+            setattr(lm, name, call)
+
+
+def _record(results: Any, tasks: Mapping[str, Any], lm: Any, seconds: Mapping[str, float]) -> None:
+    tokenizer, length = tokenizer_of(lm), max_length_of(lm)
+    requests = {name: list(getattr(task, "instances", None) or []) for name, task in tasks.items()}
+    costs = {name: _costs(task, tokenizer, length) if tokenizer else None for name, task in requests.items()}
+    weights: dict[str, dict[str, float]] = defaultdict(dict)  # method -> task -> its part of the work
+    for name, instances in requests.items():
+        known = costs[name] or [Cost(1, 0, 0)] * len(instances)
+        for instance, cost in zip(instances, known, strict=True):
+            part = weights[instance.request_type]
+            part[name] = part.get(name, 0.0) + cost.prompt + cost.generated
+    for name, instances in requests.items():
+        spent = sum(
+            seconds[method] * part[name] / max(1.0, sum(part.values()))
+            for method, part in weights.items()
+            if name in part and method in seconds
+        )
+        _record_task(results, name, instances, costs[name], spent)
+
+
+def _record_task(results: Any, name: str, instances: list[Any], costs: list[Cost] | None, spent: float) -> None:
+    documents = len({instance.doc_id for instance in instances})
+    summary: dict[str, Any] = {
+        "requests": len(instances),
+        "prompt_tokens": sum(cost.prompt for cost in costs) if costs else None,
+        "generated_tokens": sum(cost.generated for cost in costs) if costs else None,
+        "truncated": sum(cost.cut > 0 for cost in costs) if costs else None,
+        "seconds": round(spent, 3),
+        "documents_per_second": round(documents / spent, 3) if spent else None,
+    }
+    config = results.get("configs", {}).get(name)
+    if isinstance(config, dict):
+        metadata = config["metadata"] = dict(config.get("metadata") or {})
+        metadata["jrt"] = {**(metadata.get("jrt") or {}), "costs": summary}
+    if costs is None:
+        return
+    by_document: dict[Any, list[Cost]] = defaultdict(list)
+    for instance, cost in zip(instances, costs, strict=True):
+        by_document[instance.doc_id].append(cost)
+    for sample in (results.get("samples") or {}).get(name, []):
+        if own := by_document.get(sample.get("doc_id")):
+            cut = sum(cost.cut for cost in own)
+            sample["jrt_cost"] = {
+                "prompt_tokens": sum(cost.prompt for cost in own),
+                "generated_tokens": sum(cost.generated for cost in own),
+                "tokens_cut": cut,
+                "cut_from": "left" if cut else None,
+            }
+
+
+def _costs(instances: list[Any], tokenizer: Tokenizer, length: int | None) -> list[Cost]:
+    """The cost of each request, in order."""
+    prompts = tokenizer.count([_text(instance.args[0]) for instance in instances])
+    generates = [instance.request_type == "generate_until" for instance in instances]
+    texts = [
+        "".join(map(str, instance.resps)) if generated else "".join(map(str, instance.args[1:2]))
+        for instance, generated in zip(instances, generates, strict=True)
+    ]
+    answers = tokenizer.count(texts)
+    costs = []
+    for instance, generated, prompt, answer in zip(instances, generates, prompts, answers, strict=True):
+        room = None if length is None else length - _new_tokens(instance) if generated else length + 1 - answer
+        rolling = instance.request_type == "loglikelihood_rolling"  # its text is scored in windows, and nothing is cut
+        cut = 0 if room is None or rolling else max(0, prompt - room)
+        costs.append(Cost(prompt, answer, cut))
+    return costs
+
+
+def _text(argument: Any) -> str:
+    """A request's prompt; chat templates of API models wrap it."""
+    return argument if isinstance(argument, str) else str(getattr(argument, "prompt", argument))
+
+
+def _new_tokens(instance: Any) -> int:
+    options = instance.args[1] if len(instance.args) > 1 and isinstance(instance.args[1], Mapping) else {}
+    given = options.get("max_gen_toks") or options.get("max_new_tokens") or options.get("max_tokens")
+    return int(given or DEFAULT_NEW_TOKENS)

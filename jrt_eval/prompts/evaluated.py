@@ -1,0 +1,50 @@
+"""The model that is being evaluated, for tasks that need its tokenizer and context length.
+
+lm-eval hands the model's arguments to tasks, which is enough for a model that has a name. A model object that is given to
+`simple_evaluate` has none; `evaluating` makes it known to tasks that are loaded meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from jrt_eval.prompts.tokenization import Tokenizer
+
+_MODEL: ContextVar[Any] = ContextVar("evaluated_model", default=None)
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Tasks that are loaded in this context belong to `model`, lm-eval's `LM` object (or None: its arguments tell)."""
+    token = _MODEL.set(model)
+    try:
+        yield
+    finally:
+        _MODEL.reset(token)
+
+
+def tokenizer() -> Tokenizer | None:
+    """The tokenizer of the model object that is being evaluated, if there is one."""
+    return tokenizer_of(_MODEL.get())
+
+
+def tokenizer_of(model: Any) -> Tokenizer | None:
+    """The transformers tokenizer of lm-eval's `LM` object, None if it has none."""
+    found = getattr(model, "tokenizer", None)
+    if not hasattr(found, "encode") or not hasattr(found, "decode"):
+        return None
+    return Tokenizer(str(getattr(found, "name_or_path", None) or type(model).__name__), found)
+
+
+def max_length() -> int | None:
+    """The context length of the model object that is being evaluated, if it says so."""
+    return max_length_of(_MODEL.get())
+
+
+def max_length_of(model: Any) -> int | None:
+    """Tokens of prompt and continuation that lm-eval's `LM` object takes, None if it does not say."""
+    length = getattr(model, "max_length", None)
+    return length if isinstance(length, int) and not isinstance(length, bool) and length > 0 else None
