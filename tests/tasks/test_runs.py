@@ -68,8 +68,10 @@ def test_cached_requests_belong_to_their_settings(shared: Path, gpt2: Any, cache
     files = len(list(cache.iterdir()))
     assert run("jrt_squad", context_length=100) == long
     assert len(list(cache.iterdir())) == files == 2
-    assert run("jrt_mqar_twice") != run("jrt_mqar_twice", separator=" | ") == run(
-        "jrt_mqar_twice", cached=False, separator=" | "
+    assert (
+        run("jrt_mqar_twice")
+        != run("jrt_mqar_twice", separator=" | ")
+        == run("jrt_mqar_twice", cached=False, separator=" | ")
     )
     assert run("jrt_mqar_twice", pairs=4) != run("jrt_mqar_twice")
 
