@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from jrt_eval import kernels
-from jrt_eval.bench.timing import timings
+from jrt_eval.bench.timing import medians
 
 CHANNELS, STATES = 4096, 16  # Mamba 1.4B
 HEADS, HEAD_DIM, STATES2 = 64, 64, 128  # Mamba-2 1.3B
@@ -208,14 +208,14 @@ def variants(ssd: dict[str, Any]) -> None:
 # --- CPU
 
 
-def models(version: int) -> tuple[Any, Any]:
+def models(version: int, layers: int) -> tuple[Any, Any]:
     """Our model and transformers' of the 130M shapes, with the same random weights."""
     import transformers
 
     from jrt_eval.models.recurrent.mamba import MambaModel, read_transformers
 
     torch.manual_seed(0)
-    common = {"vocab_size": 50288, "hidden_size": 768, "num_hidden_layers": 24, "tie_word_embeddings": True}
+    common = {"vocab_size": 50288, "hidden_size": 768, "num_hidden_layers": layers, "tie_word_embeddings": True}
     if version == 1:
         theirs: Any = transformers.MambaForCausalLM(transformers.MambaConfig(**common))
     else:
@@ -241,48 +241,69 @@ def _both(one: Callable[[], object], other: Callable[[], object]) -> None:
 
 
 @torch.inference_mode()
-def cpu(lengths: list[int], product: str) -> None:
+def cpu(lengths: list[int], product: str, layers: int, clock: str) -> None:
     from jrt_eval.kernels import linear
 
-    threads = torch.get_num_threads()
-    device = torch.device("cpu")
+    threads, tick = torch.get_num_threads(), time.process_time if clock == "cpu" else time.perf_counter
     for version in (1, 2):
-        mine, theirs = models(version)
+        mine, theirs = models(version, layers)
         linear.use_fastest(mine, product)
-        print(f"\nMamba{'-2' if version == 2 else ''} 130M, float32, {kernels.status().text}, linear layers: {product}")
+        print(
+            f"\nMamba{'-2' if version == 2 else ''} 130M, {layers} layers, float32, {kernels.status().text}, "
+            f"linear layers: {product}, {clock} time",
+            flush=True,
+        )
         ids = torch.randint(0, 50000, (1, 1000))
         _, state = mine.hidden(ids)
         cache = theirs(ids[:, :64], use_cache=True).cache
         projections, row = linear_layers(mine, 1), torch.zeros(1, 768)
-        forms: dict[str, Callable[[], object]] = {
-            "linear layers, 1,000 rows": linear_layers(mine, 1000),
-            "prefill of 1,000 tokens": partial(mine.hidden, ids),
-            "prefill, transformers": partial(theirs.backbone, ids, use_cache=False),
-            "linear layers and head, 1 row": partial(_both, projections, partial(mine.lm_head, row)),
-            "decode step": partial(mine.step, ids[0, :1], state),
-            "decode step, transformers": partial(theirs, ids[:, :1], cache=cache, use_cache=True),
-        }
-        found = timings(forms, device, rounds=9, seconds=12)
-        base = {"prefill": "linear layers, 1,000 rows", "decode": "linear layers and head, 1 row"}
-        for name, timing in found.items():
-            ratio = timing.fastest / found[base[name.split()[0]]].fastest if name.split()[0] in base else 1.0
-            print(f"  {name:32} {timing.fastest * 1e3:9.2f} ms   {ratio:5.2f} times the linear layers")
+        compare(
+            {
+                "linear layers, 1,000 rows": linear_layers(mine, 1000),
+                "prefill of 1,000 tokens": partial(mine.hidden, ids),
+                "prefill, transformers": partial(theirs.backbone, ids, use_cache=False),
+            },
+            5,
+            tick,
+        )
+        compare(
+            {
+                "linear layers and head, 1 row": partial(_both, projections, partial(mine.lm_head, row)),
+                "decode step": partial(mine.step, ids[0, :1], state),
+                "decode step, transformers": partial(theirs, ids[:, :1], cache=cache, use_cache=True),
+            },
+            15,
+            tick,
+        )
         for length in lengths:
             ids = torch.randint(0, 50000, (1, length))
-            start = time.perf_counter()
+            start = tick()
             mine.hidden(ids)
-            print(f"  {length:6,} tokens: {(time.perf_counter() - start) / length * 1e6:7.1f} us per token")
-        ids = torch.randint(0, 50000, (1, 1000))
-        ratios = []
-        for _ in range(5):
-            seconds = []
-            for count in (1, threads):
-                torch.set_num_threads(count)
-                start = time.perf_counter()
-                mine.hidden(ids)
-                seconds.append(time.perf_counter() - start)
-            ratios.append(seconds[0] / seconds[1])
-        print(f"  {threads} threads: {statistics.median(ratios):.2f} times as fast as one")
+            print(f"  {length:6,} tokens: {(tick() - start) / length * 1e6:7.1f} us per token", flush=True)
+        if threads > 1 and clock == "wall":
+            print(f"  {threads} threads: {_speed_up(mine, threads):.2f} times as fast as one", flush=True)
+
+
+def compare(forms: dict[str, Callable[[], object]], rounds: int, tick: Callable[[], float]) -> None:
+    """Print medians of calls in turn, in units of the first form."""
+    found = medians(forms, rounds, tick)
+    first = next(iter(found.values()))
+    for name, seconds in found.items():
+        print(f"  {name:32} {seconds * 1e3:9.2f} ms   {seconds / first:5.2f} times the linear layers", flush=True)
+
+
+def _speed_up(model: Any, threads: int) -> float:
+    ids = torch.randint(0, 50000, (1, 1000))
+    ratios = []
+    for _ in range(5):
+        seconds = []
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            start = time.perf_counter()
+            model.hidden(ids)
+            seconds.append(time.perf_counter() - start)
+        ratios.append(seconds[0] / seconds[1])
+    return statistics.median(ratios)
 
 
 def main() -> None:
@@ -293,13 +314,20 @@ def main() -> None:
     parser.add_argument(
         "--linear", default="torch", choices=["torch", "auto", "packed"], help="the product of linear layers"
     )
+    parser.add_argument("--layers", type=int, default=24, help="fewer to measure faster: all shares are per layer")
+    parser.add_argument(
+        "--clock",
+        default="wall",
+        choices=["wall", "cpu"],
+        help="cpu: the process's own time, for a machine that others use",
+    )
     given = parser.parse_args()
     if given.device == "gpu":
         if not torch.cuda.is_available():
             parser.error("PyTorch sees no GPU")
         gpu(given.tune)
     else:
-        cpu([int(n) for n in given.lengths.split(",")], given.linear)
+        cpu([int(n) for n in given.lengths.split(",")], given.linear, given.layers, given.clock)
 
 
 if __name__ == "__main__":

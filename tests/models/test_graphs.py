@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import tiny
+from tiny_models import mamba_layout, tiny
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import jrt_eval
 from jrt_eval.models import JRTModel
 from jrt_eval.models.recurrent import graphs as graphs_module
 from jrt_eval.models.recurrent.graphs import Graphs, leaves
+from jrt_eval.models.recurrent.model import RecurrentModel
 
 PROMPTS = [[5, 7, 9] * 11, [3, 8], list(range(1, 40))]
 RECURRENT = ["jrt", "based", "based_decay"]
@@ -46,12 +49,21 @@ def generated(model: JRTModel, prompts: list[list[int]], n: int = 12, **kwargs: 
 @pytest.fixture
 def ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU."""
-    monkeypatch.setattr(JRTModel, "runs_ahead", property(lambda self: True))
+    for kind in (JRTModel, RecurrentModel):
+        monkeypatch.setattr(kind, "runs_ahead", property(lambda self: True))
 
 
-@pytest.mark.parametrize("family", RECURRENT)
-def test_tokens_and_scores_are_those_of_plain_steps(family: str, ahead: None) -> None:
-    model, plain = tiny(family), tiny(family)
+def mamba(folder: Path, version: int) -> Any:
+    mamba_layout(folder, version)
+    return jrt_eval.load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize("family", [*RECURRENT, "mamba", "mamba2"])
+def test_tokens_and_scores_are_those_of_plain_steps(family: str, ahead: None, tmp_path: Path) -> None:
+    if family in RECURRENT:
+        model, plain = tiny(family), tiny(family)
+    else:
+        model, plain = (mamba(tmp_path, 2 if family == "mamba2" else 1) for _ in range(2))
     plain.cuda_graphs = False
     recorder = Recorder()
     model._graphs = Graphs(recorder)

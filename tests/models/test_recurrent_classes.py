@@ -77,7 +77,7 @@ def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("tiny") / request.param
     assert TINY is not None
     TINY.build(request.param, folder)
-    return JRTLM(str(folder), device="cpu", batch_size=1)
+    return JRTLM(str(folder), device="cpu", batch_size=1, arch="transformers")
 
 
 def test_batches_do_not_change_results(lm: JRTLM) -> None:
