@@ -26,7 +26,17 @@ Scores = dict[tuple[str, str], dict[int, float]]  # (model, variant) -> row of t
 def evaluate(model: str, task: str, limit: int, metadata: str, folder: str) -> Scores:
     """One lm_eval process for all variants of one model."""
     names = {variant: task if variant == "once" else f"{task}_{variant}" for variant in VARIANTS}
-    command = [sys.executable, "-P", "-m", "lm_eval", "run", "--model", "jrt", "--model_args", f"pretrained={model}"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "lm_eval",
+        "run",
+        "--model",
+        "jrt",
+        "--model_args",
+        f"pretrained={model},dtype=float32",
+    ]
     command += ["--tasks", ",".join(names.values()), "--limit", str(limit), "--batch_size", "8", "--device", "cpu"]
     command += ["--metadata", metadata, "--output_path", folder, "--log_samples"]
     subprocess.run(command, check=True)

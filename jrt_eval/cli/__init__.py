@@ -24,6 +24,7 @@ COMMANDS = {
         "jrt_eval.cli.analysis:compare",
         "Compare read once with read twice, or models, on the same documents.",
     ),
+    "audit": ("jrt_eval.cli.audit:audit", "Name the protocol of every task in lm-eval output, with warnings."),
     "report": ("jrt_eval.cli.analysis:report", "Write one HTML page: tables, plots and a browser of documents."),
     "bench": ("jrt_eval.cli.bench:bench", "Measure the kernels and the models on this machine."),
 }
