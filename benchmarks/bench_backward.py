@@ -1,7 +1,9 @@
-"""Forward and backward pass of one layer's linear attention on a GPU, and the memory they take beyond inputs and gradients.
+"""Time and memory (beyond inputs and gradients) of the forward and backward pass of one layer's linear attention on a GPU.
 
-bfloat16, 16 heads, feature dim 16, head dim 64. Beside the compiled forward pass with the Triton backward pass: the same with the
-PyTorch backward pass, and `parallel`, the form that training takes elsewhere. Usage: python benchmarks/bench_backward.py
+    python benchmarks/bench_backward.py
+
+bfloat16, 16 heads, feature dim 16, head dim 64. Three backward passes: Triton and PyTorch after the compiled forward pass, and `parallel`, which
+training uses where there are no kernels.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""A 1.3B JRT-RNN against a transformers attention model of equal size (Llama's shape), both with random weights, end to end.
+"""A 1.3B JRT-RNN against a transformers Llama of equal size, both with random weights, end to end.
 
     python benchmarks/bench_end_to_end.py --data FOLDER --tokenizer FOLDER [--out FOLDER] [--stages make,direct,lm_eval,profile]
 
-make     writes both models as local folders (bfloat16 safetensors), made on the device they will run on
-direct   the models' own classes: prefill and 48 tokens for a full batch of equal prompts
+make     writes both models as local folders (bfloat16 safetensors)
+direct   the models called directly: prefill and 48 tokens for a full batch of equal prompts
 lm_eval  `--model jrt` against `--model hf` on a read-twice task, prompts of about the same lengths
-profile  where a prefill and a decode step of the JRT-RNN spend their time
+profile  the kernels in which a prefill and a decode step of the JRT-RNN spend their time
 
 FOLDER of --data holds based_nq_2048/validation.jsonl with documents of at least 4,000 tokens (for prompts of 8,000). The task is
-jrt_nq_2048_twice, its windows about half of each length. Every figure is printed when it is there and kept in results.json; a stage or a
-point that fails says why, and the others go on. On one GPU or, with --shape tiny, on a CPU.
+jrt_nq_2048_twice, its windows about half of each length. Every figure is printed at once and kept in results.json. If a
+stage or a length fails, the others go on. On one GPU or, with --shape tiny, on a CPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the start-up hook costs every interpreter of the environment.
+"""The cost of the start-up hook for every interpreter of the environment.
 
     python benchmarks/bench_startup.py [--rounds 200]
 

@@ -1,1 +1,1 @@
-"""`jrt-eval bench`: how fast the kernels and the models are on this machine, next to what else computes the same."""
+"""`jrt-eval bench`: the speed of the kernels and the models on this machine, and of other implementations."""

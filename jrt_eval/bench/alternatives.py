@@ -1,6 +1,6 @@
-"""What else computes (or stands in for) Taylor linear attention, as well as PyTorch allows: the other rows of the table.
+"""Other implementations of Taylor linear attention in PyTorch, and softmax attention for scale.
 
-All take q, k (batch, heads, length, d) and v (batch, heads, length, f) as their operators like them best, contiguous, and give y.
+All take contiguous q, k (batch, heads, length, d) and v (batch, heads, length, f), and return y (batch, heads, length, f).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def quadratic_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def linear_loop(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The best linear form in PyTorch that we know: a loop over chunks of 64, symmetric features, sums with a column of ones."""
+    """The fastest linear form in PyTorch that we know: a loop over chunks of 64 with symmetric features; a column of ones gives the normaliser."""
     batch, heads, length, d = q.shape
     f = v.shape[-1]
     scale = d**-0.5
@@ -52,14 +52,14 @@ def linear_loop(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def full_features(x: Tensor) -> Tensor:
-    """1 + d + d^2 features, as the released code makes them."""
+    """The 1 + d + d^2 features of the released code."""
     z = x * x.shape[-1] ** -0.25
     outer = (z[..., :, None] * z[..., None, :]).flatten(-2) * 0.5**0.5
     return torch.cat([torch.ones_like(z[..., :1]), z, outer], -1)
 
 
 def fast_transformers() -> dict[str, Alternative]:
-    """fast-transformers' CPU product over 273 and 153 features, or nothing where it is not installed."""
+    """fast-transformers' CPU product over 273 and 153 features; empty if it is not installed."""
     try:
         product = import_module("fast_transformers.causal_product").causal_dot_product
     except ImportError:
@@ -78,12 +78,12 @@ def fast_transformers() -> dict[str, Alternative]:
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Another operator, for scale: PyTorch's causal softmax attention with q and k as wide as v."""
+    """Another operator, for scale: PyTorch's causal softmax attention, with q and k as wide as v."""
     return F.scaled_dot_product_attention(v, v, v, is_causal=True)
 
 
 def table() -> dict[str, tuple[Alternative, bool]]:
-    """Name -> (function, whether it holds length x length numbers per head)."""
+    """Name -> (function, whether it needs length x length numbers per head)."""
     rows: dict[str, tuple[Alternative, bool]] = {
         "PyTorch quadratic, features": (quadratic_features, True),
         "PyTorch quadratic, scores": (quadratic_scores, True),
@@ -99,7 +99,7 @@ def _reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def differentiable() -> dict[str, tuple[Alternative, bool]]:
-    """The forms that autograd can differentiate (the others overwrite what it would need), as in `table`."""
+    """The implementations that autograd can differentiate, as in `table`. The others overwrite what it needs."""
     return {
         "PyTorch quadratic, features": (quadratic_features, True),
         "PyTorch linear, chunks of 64": (_reference, False),
@@ -108,7 +108,7 @@ def differentiable() -> dict[str, tuple[Alternative, bool]]:
 
 
 def naive_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor) -> Tensor:
-    """A decode step as released: all features, the update and the read-out as broadcast products."""
+    """The released decode step: all features, and broadcast products for update and output."""
     fq, fk = full_features(q), full_features(k)
     kv += fk[..., None] * v[..., None, :]
     k_sum += fk

@@ -1,8 +1,8 @@
-"""A GPU's prefill over the two sweeps of the paper's Table 5 (Just read twice, arXiv 2407.05483), and its decode step.
+"""Times prefill on a GPU over the lengths and batch sizes of Table 5 of "Just read twice" (arXiv 2407.05483), and a decode step.
 
-Every form of a point is timed in the same rounds as a copy and a matrix product, in bfloat16, so that shares of both are shares
-of what the GPU did at that moment. JRT-RNN's encoder has half the length. Bytes are counted, not measured: `least` is what any
-kernel has to read and write, `moved` what ours does.
+Every implementation is timed in bfloat16, in the same rounds as a copy and a matrix product, so that shares of both refer to the speed of the
+GPU at that moment. JRT-RNN's encoder has half the length. Bytes are counted, not measured: `least` is what any kernel must read and write,
+`moved` what ours reads and writes.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ BATCHES = [2, 4, 8, 16, 32, 64]  # at LENGTH tokens
 BATCH, LENGTH = 16, 16384
 DTYPE = torch.bfloat16
 BYTES = 2  # of one number
-MOST_SECONDS = 4.0  # a form that would take longer for a call is left out, going by what it took before
+MOST_SECONDS = 4.0  # implementations that would take longer for one call, judging by the previous size, are left out
 COPY, MATMUL = "copy", "matrix product"
-STATES = 8  # decode steps go round these, as they go round a model's layers: one state would stay in the GPU's cache
+STATES = 8  # decode steps alternate between these, as between the layers of a model; a single state would stay in the GPU's cache
 
 
 @dataclass(frozen=True)
 class HeadShape:
-    """What every measurement of a run has in common."""
+    """The sizes that all measurements of a run share."""
 
     heads: int
     d: int  # feature dim
@@ -63,7 +63,7 @@ class PrefillSize:
 
 @dataclass(frozen=True)
 class GpuTiming:
-    """One form at one point; seconds of one call, or why there are none."""
+    """One implementation at one size: seconds of one call, or why there are none."""
 
     sweep: str  # length, batch or decode
     operator: str
@@ -101,7 +101,7 @@ class GpuTiming:
 
 
 def points(lengths: Iterable[int], batches: Iterable[int], batch: int, length: int = LENGTH) -> list[PrefillSize]:
-    """Both sweeps, the fewest tokens first: a run that is cut off has what is cheap. The point that they share is timed once."""
+    """All sizes, the fewest tokens first, so that an interrupted run has the cheap ones. Each size is timed once."""
     first = [PrefillSize("length", batch, each) for each in sorted(set(lengths))]
     shared = {point.batch for point in first if point.length == length}
     second = [PrefillSize("batch", each, length) for each in sorted(set(batches) - shared)]
@@ -132,8 +132,9 @@ def least_bytes(operator: str, shape: HeadShape, point: PrefillSize) -> int:
 
 
 def moved_bytes(operator: str, shape: HeadShape, point: PrefillSize, parts: int, encoder_parts: int = 1) -> int:
-    """What our kernels read and write: everything once, states in and out, and what cutting a sequence into `parts` adds: k and
-    v of all but the last once more, and sums that are written, added up (read and written) and read again.
+    """Bytes that our kernels read and write: all inputs and outputs once, and the state.
+
+    Cutting a sequence into `parts` adds k and v of all parts but the last, and sums that are written, added up (read and written) and read again.
     """
     state, tokens = state_bytes(shape, point.batch), point.batch * shape.heads * BYTES * (shape.d + shape.f)
 
@@ -147,7 +148,7 @@ def moved_bytes(operator: str, shape: HeadShape, point: PrefillSize, parts: int,
 
 
 def _parts(shape: HeadShape, point: PrefillSize) -> tuple[int, int]:
-    """Into how many parts our kernels cut a sequence and the encoder's."""
+    """The number of parts into which our kernels cut a sequence and the encoder's."""
     if shape.device.type != "cuda":
         return 1, 1
     from jrt_eval.kernels.taylor_linear_attention import cuda
@@ -159,7 +160,7 @@ def _parts(shape: HeadShape, point: PrefillSize) -> tuple[int, int]:
 
 
 def inputs(shape: HeadShape, batch: int, length: int, encoder: int) -> Inputs:
-    """Normal numbers, so that scores are of order one."""
+    """Normally distributed inputs, so that scores are of order one."""
     g = torch.Generator(shape.device).manual_seed(0)
 
     def normal(tokens: int, dim: int) -> Tensor:
@@ -170,9 +171,7 @@ def inputs(shape: HeadShape, batch: int, length: int, encoder: int) -> Inputs:
 
 
 def errors(shape: HeadShape, candidates: Iterable[Form], batch: int = 2, length: int = 512) -> dict[str, float | str]:
-    """How far each form of our operators is from the PyTorch reference in float32, as a relative error in norm: a form that is
-    called the wrong way is not worth timing.
-    """
+    """Relative error (in norm) of each implementation against the PyTorch reference in float32, to notice one that is called wrongly."""
     x = inputs(shape, batch, length, length // 2)
     wide = Inputs(x.q.float(), x.k.float(), x.v.float(), x.k_enc.float(), x.v_enc.float())
     right = {
@@ -189,7 +188,7 @@ def errors(shape: HeadShape, candidates: Iterable[Form], batch: int = 2, length:
 
 
 def _attempt(run: Callable[[], Any]) -> Any:
-    """The result, or in one line what went wrong: another package's kernel may fail in any way, and the others still count."""
+    """The result, or one line about the error. A kernel of another package may fail in any way, and the others are still timed."""
     try:
         return run()
     except torch.cuda.OutOfMemoryError:
@@ -199,7 +198,7 @@ def _attempt(run: Callable[[], Any]) -> Any:
 
 
 def _expected(form: Form, point: PrefillSize, before: Mapping[str, GpuTiming]) -> float:
-    """Seconds of a call, going by this form's last measurement; 0 where there is none."""
+    """Seconds of a call, judging by the last measurement of this implementation; 0 if there is none."""
     last = before.get(form.name)
     if last is None or last.seconds is None:
         return 0.0
@@ -207,11 +206,11 @@ def _expected(form: Form, point: PrefillSize, before: Mapping[str, GpuTiming]) -
 
 
 class Ceilings:
-    """A copy and a matrix product, timed beside every form: what this GPU does at that moment."""
+    """A copy and a matrix product, timed together with every implementation: the limits of this GPU at that moment."""
 
     def __init__(self, device: torch.device, seconds: float = 1.0) -> None:
-        self.seconds = seconds  # for each form at each point, about
-        real = device.type == "cuda"  # a processor only tries this file out
+        self.seconds = seconds  # for each implementation at each size, approximately
+        real = device.type == "cuda"  # on a CPU this module is only tested
         self.copy = Copy(device, 1 << 30 if real else 1 << 16)
         self.matmul = Matmul(device, DTYPE, 8192 if real else 32)
 
@@ -260,7 +259,7 @@ def _ready(
 def prefill(
     shape: HeadShape, point: PrefillSize, candidates: list[Form], before: Mapping[str, GpuTiming], ceilings: Ceilings
 ) -> list[GpuTiming]:
-    """Every form at one point; `before` has each form's last measurement."""
+    """Every implementation at one size. before: the last measurement of each."""
     x = inputs(shape, point.batch, point.length, point.encoder)
     notes = {form.name: form.missing for form in candidates if form.missing is not None}
     for form in candidates:
@@ -290,7 +289,7 @@ def prefill(
 
 
 def decode(shape: HeadShape, batch: int, ceilings: Ceilings) -> list[GpuTiming]:
-    """One token per row: ours as single calls and as a CUDA graph, and PyTorch's forms. The fewest bytes are the state's."""
+    """A decode step: ours as single calls and as a CUDA graph, and PyTorch's forms. The fewest bytes are those of the state."""
     device, n = shape.device, num_features(shape.d)
     x = inputs(shape, batch, 1, 0)
     q, k, v = x.q[:, 0], x.k[:, 0], x.v[:, 0]
@@ -338,14 +337,14 @@ def decode(shape: HeadShape, batch: int, ceilings: Ceilings) -> list[GpuTiming]:
 
 
 def _graph(step: Callable[[TaylorState], Tensor], states: list[TaylorState]) -> Callable[[], object]:
-    """A replay of one step on each state."""
+    """A function that replays one step on each state."""
     return record(lambda: [step(state) for state in states])
 
 
 def measure(
     shape: HeadShape, sweeps: list[PrefillSize], batches: list[int], seconds: float = 1.0
 ) -> Iterator[list[GpuTiming]]:
-    """The rows of a decode step of each batch size and then of each point, as they are measured."""
+    """Yield the timings of a decode step at each batch size, then of each prefill."""
     candidates, ceilings, before = forms(), Ceilings(shape.device, seconds), dict[str, GpuTiming]()
     with torch.no_grad():
         for batch in sorted(set(batches)):
@@ -360,7 +359,7 @@ HEADER = ["time", "of ours", "TFLOP/s", "GB at least", "moved/least", "of copy"]
 
 
 def lines(rows: list[GpuTiming]) -> list[list[str]]:
-    """The table of one point under `HEADER`, fastest first; forms that were left out last, with the reason in place of a time."""
+    """The table of one size under `HEADER`, fastest first. Implementations that were left out come last, with the reason."""
     ours = next((row.seconds for row in rows if row.name.startswith("jrt-eval") and row.seconds), None)
 
     def cells(row: GpuTiming) -> list[str]:
@@ -379,7 +378,12 @@ def _share(row: GpuTiming | None) -> str:
     return "" if row is None or row.of_copy is None else f"{row.of_copy:.1%}"
 
 
-RIVALS = ["FlashAttention-2", "cuDNN", "fla ", "PyTorch linear, chunks"]  # the fastest whose name begins so
+RIVALS = [
+    "FlashAttention-2",
+    "cuDNN",
+    "fla ",
+    "PyTorch linear, chunks",
+]  # of those whose name begins so, the fastest counts
 SUMMARY = [
     "batch x length",
     "Based",
@@ -391,7 +395,7 @@ SUMMARY = [
 
 
 def summary(rows: list[GpuTiming]) -> list[list[str]]:
-    """A line per point under `SUMMARY`: our times, their shares of the copy, and how much longer others take than JRT-RNN."""
+    """A line for each size under `SUMMARY`: our times, their shares of a copy's rate, and the times of others relative to JRT-RNN."""
     points: dict[tuple[int, int], dict[str, GpuTiming]] = {}
     for row in rows:
         if row.sweep != "decode" and row.seconds is not None:
@@ -413,7 +417,7 @@ def summary(rows: list[GpuTiming]) -> list[list[str]]:
 
 
 def rates(rows: list[GpuTiming]) -> dict[str, float]:
-    """Medians over the points of a run."""
+    """Medians over all sizes of a run."""
     copies = [row.copy_bytes_per_s for row in rows if row.copy_bytes_per_s is not None]
     products = [row.matmul_flops_per_s for row in rows if row.matmul_flops_per_s is not None]
     return {"copy (bytes/s)": statistics.median(copies), "matrix product (FLOP/s)": statistics.median(products)}

@@ -1,7 +1,7 @@
-"""What a GPU's prefill is timed beside: ours, fla's Triton kernels, PyTorch's forms, and softmax attention by several hands.
+"""Implementations that are timed on a GPU: ours, fla's Triton kernels, PyTorch's forms, and several implementations of softmax attention.
 
-A form is made ready for inputs (layouts that its operator wants, once) and then called. Packages that are missing leave their
-forms in the table with the reason, so that a reader sees what was not measured.
+Each is prepared for its inputs once (for example by changing their layout) and then called. Implementations from packages that are not
+installed stay in the table with the reason.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from jrt_eval.bench import alternatives
 from jrt_eval.kernels import encode_prefix, feature_map, prefix_linear_attention, taylor_linear_attention
 
-CAUSAL, PREFIX, SOFTMAX = "Based", "JRT-RNN", "softmax"  # which operator a form computes
+CAUSAL, PREFIX, SOFTMAX = "Based", "JRT-RNN", "softmax"  # the operator that an implementation computes
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """(batch, length, heads, dim), as a model's projections leave them; softmax attention gets v for q and k, which are as wide."""
+    """(batch, length, heads, dim), the layout of a model's projections. Softmax attention uses v for q and k, since all three are as wide."""
 
     q: Tensor
     k: Tensor
@@ -37,12 +37,12 @@ Ready = Callable[[Inputs], Callable[[], Tensor]]
 
 @dataclass(frozen=True)
 class Form:
-    """One way to compute an operator; `ready` gives the call that is timed, whose result is y."""
+    """An implementation of an operator. `ready` returns the call that is timed, whose result is y."""
 
     name: str
     operator: str
     ready: Ready
-    quadratic: bool = False  # its time grows with the square of the length
+    quadratic: bool = False  # time grows with the square of the length
     missing: str | None = None  # why it cannot run here
 
 
@@ -89,7 +89,7 @@ def _sdpa(backend: SDPBackend) -> Ready:
 
 
 def _package(name: str) -> tuple[Any, str | None]:
-    """A module, or why it is not there. What another package raises while it is imported is its own business."""
+    """A module, or why it cannot be imported. Importing another package may raise anything."""
     try:
         return import_module(name), None
     except ImportError as error:
@@ -108,7 +108,7 @@ def _flash_attn() -> Form:
 
 
 def _fla() -> list[Form]:
-    """fla's operators of Based, and its newer linear attention over given features, fed the 153 symmetric ones."""
+    """fla's operators for Based, and its newer linear attention applied to the 153 symmetric features."""
     based, missing = _package("fla.ops.based")
     linear, missing_linear = _package("fla.ops.linear_attn")
 
@@ -135,7 +135,7 @@ OURS_PREFIX = "jrt-eval, JRT-RNN"
 
 
 def forms() -> list[Form]:
-    """All of them, ours first; those of missing packages say so."""
+    """All implementations, ours first, including those of missing packages."""
     return [
         Form(OURS, CAUSAL, _ours),
         Form(OURS_PREFIX, PREFIX, _ours_prefix),

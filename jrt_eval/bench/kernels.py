@@ -1,4 +1,4 @@
-"""Taylor linear attention, its gradients and its decode step: ours beside the alternatives, in one run."""
+"""Times Taylor linear attention, its gradients and its decode step on a CPU: ours and the alternatives, in turn."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LENGTHS = [128, 512, 2048, 4096, 8192, 32768, 131072]
 BATCHES = [1, 8]  # of decode steps
 MATMUL = "matrix product"
 CHUNK = 64
-MOST_BYTES = 6 << 30  # an alternative that would need more is left out
-MOST_SECONDS = 4.0  # and so is one that would take longer for a single call, going by the length before
+MOST_BYTES = 6 << 30  # alternatives that would need more are left out
+MOST_SECONDS = 4.0  # alternatives that would take longer for one call, judging by the previous length, are left out
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class CpuTiming:
 
 @dataclass(frozen=True)
 class BatchShape:
-    """What every measurement of a run has in common."""
+    """The sizes that all measurements of a run share."""
 
     batch: int
     heads: int
@@ -66,7 +66,7 @@ def _inputs(shape: BatchShape, length: int) -> tuple[Tensor, Tensor, Tensor]:
 def _too_much(
     name: str, squares: bool, shape: BatchShape, length: int, before: Mapping[str, tuple[int, float]]
 ) -> bool:
-    """Whether a call would need too much memory, or time as far as the last length tells."""
+    """Whether a call would need too much memory or, judging by the previous length, too much time."""
     # three length x length matrices may be alive, and one of features
     each = 4 * shape.batch * shape.heads * length
     if squares and each * (3 * length + 2 * (1 + shape.d + shape.d**2)) > MOST_BYTES:
@@ -106,7 +106,7 @@ def _rows(
 
 
 def prefill(length: int, shape: BatchShape, matmul: Matmul, before: Mapping[str, tuple[int, float]]) -> list[CpuTiming]:
-    """Every form at one length; ours in float32 and bfloat16. `before`: a name's last length and seconds."""
+    """Every implementation at one length, ours in float32 and bfloat16. before: name -> the last length and its seconds."""
     q, k, v = _inputs(shape, length)
     q16, k16, v16 = q.bfloat16(), k.bfloat16(), v.bfloat16()
     runs: dict[str, Callable[[], object]] = {
@@ -123,7 +123,7 @@ def prefill(length: int, shape: BatchShape, matmul: Matmul, before: Mapping[str,
 
 
 def gradients(length: int, shape: BatchShape, before: Mapping[str, tuple[int, float]]) -> list[CpuTiming]:
-    """Forward and backward of every differentiable form at one length."""
+    """Forward and backward pass of every differentiable implementation at one length."""
     q, k, v = _inputs(shape, length)
     gy = torch.ones_like(v)
     turned = tuple(x.transpose(1, 2).contiguous() for x in (q, k, v))
@@ -140,7 +140,7 @@ def gradients(length: int, shape: BatchShape, before: Mapping[str, tuple[int, fl
 
 
 def decode(shape: BatchShape) -> list[CpuTiming]:
-    """One token per row: ours, the reference's in-place PyTorch form, and the released form."""
+    """A decode step: ours, the reference's in-place PyTorch form, and the released form."""
     q, k, v = (x[:, 0] for x in _inputs(shape, 1))
 
     def fresh(n: int) -> tuple[Tensor, Tensor]:
@@ -159,7 +159,7 @@ def decode(shape: BatchShape) -> list[CpuTiming]:
 
 
 def call_overhead(device: torch.device) -> float:
-    """Seconds of a decode step that computes next to nothing."""
+    """Seconds of a decode step with almost no arithmetic."""
     x = torch.ones(1, 1, 1, device=device)
     state = TaylorState(torch.zeros(1, 1, 3, 1, device=device), torch.ones(1, 1, 3, device=device))
     with torch.no_grad():
@@ -169,7 +169,7 @@ def call_overhead(device: torch.device) -> float:
 def measure(
     lengths: list[int], batches: list[int], *, batch: int, heads: int, d: int, f: int, device: torch.device
 ) -> Iterator[list[CpuTiming]]:
-    """Prefill and gradients at every length, a decode step at every batch size: the rows of each as they are measured."""
+    """Yield the timings of prefill and gradients at every length, and of a decode step at every batch size."""
     shape = BatchShape(batch, heads, d, f, device)
     matmul = Matmul(device)
     before: dict[str, tuple[int, float]] = {}

@@ -1,4 +1,4 @@
-"""Time against length or batch, log-log, one line per form."""
+"""Log-log plots of time against length or batch size, one line per implementation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from jrt_eval.bench import cuda, kernels
 from jrt_eval.errors import UserError
 
-MARKERS = "os^D"  # the next one once all ten colours are taken
+MARKERS = "os^D"  # the next marker after all ten colours
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel], path: Path, title: str) -> None:
-    """Write a PNG: panels side by side, a form of one colour and marker in all, the legend beside them, slowest form first, as the lines stand.
+    """Write a PNG with all panels and one legend, slowest implementation first. Each has the same colour and marker in all panels.
 
-    Raises UserError where matplotlib is missing.
+    Raises UserError if matplotlib is missing.
     """
     try:
         from matplotlib.figure import Figure
@@ -55,7 +55,7 @@ def draw(panels: Sequence[Panel], path: Path, title: str) -> None:
 
 
 def time_against_length(rows: list[kernels.CpuTiming], path: Path, title: str) -> None:
-    """Forward on the left, with gradients on the right."""
+    """The forward pass on the left, forward and backward pass on the right."""
     panels = []
     for operator, head in (("prefill", "forward"), ("gradients", "forward and backward")):
         lines: dict[str, list[tuple[int, float]]] = {}
@@ -68,7 +68,7 @@ def time_against_length(rows: list[kernels.CpuTiming], path: Path, title: str) -
 
 
 def sweeps(rows: list[cuda.GpuTiming], batch: int, path: Path, title: str) -> None:
-    """Against length on the left, against batch on the right."""
+    """Time against length on the left, against batch size on the right."""
     lengths: dict[str, list[tuple[int, float]]] = {}
     batches: dict[str, list[tuple[int, float]]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""What the benchmarks print and write: tables in columns, times in a unit that suits them, JSON and CSV."""
+"""Output of the benchmarks: tables, times in a suitable unit, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Measured(Protocol):
 
 
 def table(header: list[str], rows: Iterable[list[str]]) -> str:
-    """The first column to the left, the others to the right. A row that is shorter than the header ends in a remark."""
+    """A table with the first column left-aligned and the others right-aligned. A row shorter than the header ends in a remark."""
     whole = [header, *rows]
     widths = [max(len(line[i]) for line in whole if len(line) == len(header)) for i in range(len(header))]
     widths[0] = max(len(line[0]) for line in whole)
@@ -33,7 +33,7 @@ def time_text(seconds: float) -> str:
 
 
 def write(folder: Path, name: str, facts: dict[str, Any], rows: Sequence[Measured]) -> None:
-    """NAME.json with the facts of the run, and NAME.csv."""
+    """Write NAME.json, with facts about the run, and NAME.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     found = [row.as_dict() for row in rows]
     (folder / f"{name}.json").write_text(json.dumps({"machine": facts, "rows": found}, indent=1) + "\n")

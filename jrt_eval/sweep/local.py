@@ -1,4 +1,4 @@
-"""The plain engine: jobs as processes of this machine, GPUs by CUDA_VISIBLE_DEVICES. Needs nothing beyond lm_eval."""
+"""The local engine: jobs are processes on this machine, with GPUs assigned through CUDA_VISIBLE_DEVICES."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EPSILON = 1e-6  # three thirds of a GPU are one
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. Creates no context on them."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. Does not initialise them."""
     import torch
 
     count = torch.cuda.device_count()
@@ -28,7 +28,7 @@ def visible_gpus() -> list[str]:
 
 
 def total_memory() -> int:
-    """Bytes of this machine's memory, or of the container's share of it."""
+    """Bytes of this machine's memory, or of the container's limit."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         with open("/sys/fs/cgroup/memory.max") as file:
@@ -40,7 +40,7 @@ def total_memory() -> int:
 
 @dataclass(frozen=True)
 class Grant:
-    """What a running job holds: shares of GPUs by index, CPUs, memory."""
+    """The resources of a running job: shares of GPUs by index, CPUs, memory."""
 
     gpus: tuple[tuple[int, float], ...]
     cpus: float
@@ -48,7 +48,7 @@ class Grant:
 
 
 class Pool:
-    """The machine's GPUs, CPUs and memory, handed out and taken back."""
+    """The GPUs, CPUs and memory of this machine that are free."""
 
     def __init__(self, gpus: Sequence[str], cpus: float, memory: int) -> None:
         self.names = list(gpus)
@@ -58,7 +58,7 @@ class Pool:
         self._memory = memory
 
     def take(self, wanted: Resources) -> Grant | None:
-        """A share for a job, or None where it must wait. A fraction comes from one GPU, the fullest that fits."""
+        """Reserve resources for a job, or return None if it must wait. A fraction is taken from the fullest GPU that has it."""
         if wanted.cpus > self._cpus + _EPSILON or wanted.memory > self._memory:
             return None
         if wanted.gpus < 1:
@@ -92,7 +92,7 @@ class LocalEngine:
         self._cpus = cpus or os.cpu_count() or 1
 
     def check(self, jobs: Sequence[Job]) -> None:
-        """Refuse a job that could never run here."""
+        """Raise `UserError` for a job that could never run on this machine."""
         if self._gpus is None:
             self._gpus = visible_gpus() if any(job.resources.gpus for job in jobs) else []
         memory = total_memory()
@@ -101,7 +101,7 @@ class LocalEngine:
             if wanted.gpus > len(self._gpus):
                 found = "no GPU" if not self._gpus else f"{len(self._gpus)} GPUs"
                 raise UserError(
-                    f"job {job.id} asks for {wanted.gpus:g} GPU(s) and {found} can be seen here; "
+                    f"job {job.id} asks for {wanted.gpus:g} GPU(s) and {found} visible here; "
                     "set 'resources: {gpus: 0}' (or --set resources.gpus=0) to run on the CPU"
                 )
             if wanted.cpus > self._cpus:
@@ -118,10 +118,10 @@ class LocalEngine:
         tick: Callable[[], None],
         command: Sequence[str] = LM_EVAL,
     ) -> dict[str, str]:
-        """Run the jobs; `tick` is called about five times a second. Returns job -> why it could not even be run."""
+        """Run the jobs, calling `tick` about five times a second. Returns job id -> error, for the jobs that could not be run."""
         assert self._gpus is not None, "check() comes first"
         pool = Pool(self._gpus, self._cpus, total_memory())
-        # Jobs of several GPUs first: between smaller ones they would never find enough free at once.
+        # Jobs with several GPUs first: among smaller jobs they might never find enough free at once.
         waiting = sorted(jobs, key=lambda job: -job.resources.gpus)
         running: list[tuple[JobRun, Grant]] = []
         broken: dict[str, str] = {}
@@ -143,7 +143,7 @@ class LocalEngine:
                 for entry in list(running):
                     try:
                         ended = entry[0].poll()
-                    except (OSError, UserError) as error:  # cannot write in the folder any more
+                    except (OSError, UserError) as error:  # the folder can no longer be written
                         broken[entry[0].job.id] = str(error)
                         entry[0].abandon()
                         ended = True

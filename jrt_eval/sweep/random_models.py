@@ -1,6 +1,6 @@
-"""Small random models with a byte-level tokenizer, so that a sweep can be tried where nothing is downloaded.
+"""Small random models with a byte-level tokenizer, to try a sweep out without a download.
 
-Their answers mean nothing; loading, prompting, generating and recording are those of any other model.
+Their answers mean nothing. They are loaded, prompted and recorded like any other model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _WIDTH = 32
 
 
 def make(kind: str, folder: Path) -> None:
-    """Write a random `kind` (spec.RANDOM) to `folder`, the same each time, unless it is there."""
+    """Write a random model of the family `kind` (spec.RANDOM) to `folder`, always the same, unless the folder has one."""
     if (folder / "config.json").exists():
         return
     import torch
@@ -43,7 +43,7 @@ def make(kind: str, folder: Path) -> None:
 
 
 def _tokenizer() -> Any:
-    """A token per byte, and one that ends a text."""
+    """One token per byte, and an end-of-text token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,6 +1,6 @@
-"""The final table of a sweep: what it measured in the paper's form, with the published numbers beside it.
+"""The final table of a sweep, in the paper's form and with the published numbers.
 
-The forms and the numbers are those of `jrt_eval.analysis`; here they get a sweep's own names for models and settings.
+Forms and numbers come from `jrt_eval.analysis`; this module uses the sweep's names for models and settings.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _JRT = {"360M": "JRT-360M-30B", "1.3B": "JRT-1B-50B"}
 
 
 def final_table(place: Folder, jobs: Sequence[Job], form: str | None) -> tuple[str, str]:
-    """The table as text for a terminal and as Markdown; empty where nothing is finished.
+    """The table as text for a terminal and as Markdown; empty if nothing is finished.
 
-    form: `table1`, `table2` or `table4` for the paper's, with its numbers; None takes Table 1's form for tasks that are
-    read once and twice at one length, Table 2's for several lengths, and otherwise a list of scores.
+    form: `table1`, `table2` or `table4` with the paper's numbers. None: Table 1's form for one context length, Table 2's for several, and a
+    list of scores for tasks that are not read twice.
     """
     if not any(place.done(unit, job.commit) for job in jobs for unit in job.units):
         return "", ""
     try:
         table = _table(_results(place, jobs), form)
-    except UserError:  # no read-twice tasks in it: SuperGLUE, a user's own
+    except UserError:  # it has no read-twice tasks: SuperGLUE, or a user's own
         text = _scores(place, jobs)
         return text, text
     markdown = table.markdown()
@@ -47,12 +47,12 @@ def _table(results: Results, form: str | None) -> Table:
     make = length_table if form == "table2" or (form is None and lengths > 1) else prompt_table
     table = make(results, published=form is not None)
     if form == "table2":
-        table.notes.append("NQ stands under the length of its data set; its prompts were cut at 2,000 tokens")
+        table.notes.append("NQ is shown under the length of its data set; its prompts were cut at 2,000 tokens")
     return table
 
 
 def _results(place: Folder, jobs: Sequence[Job]) -> Results:
-    """The finished units of these jobs, under the sweep's names for models; strategies and lengths told apart."""
+    """The scores of the finished units of these jobs, with the sweep's model names, strategies and context lengths."""
     from jrt_eval.analysis import load_results
 
     results = load_results(place.path, columns=[])
@@ -63,7 +63,7 @@ def _results(place: Folder, jobs: Sequence[Job]) -> Results:
     scores["model"] = [unit.model for _, unit in units]
     scores["strategy"] = [job.config.get("model_args", {}).get("short_prompt", "") for job, _ in units]
     lengths = scores["dataset"].astype(str).str.extract(r"^nq_(\d+)$")[0].astype("Int64")
-    # Table 2's column of Natural Questions is the data set's own length, whatever wider window its prompts had.
+    # Table 2 shows Natural Questions under the length of the data set, although its prompts have a wider window.
     scores["context_length"] = lengths.where(scores["context_length"] == 2000).fillna(scores["context_length"])
     results.scores = scores
     return results
@@ -98,7 +98,7 @@ def _table4(results: Results) -> Table:
 
 
 def _scores(place: Folder, jobs: Sequence[Job]) -> str:
-    """A line per finished unit with its metrics, for tasks that are not read twice."""
+    """A line with the metrics of each finished unit, for tasks that are not read twice."""
     lines = ["| model | setting | task | score |", "| --- | --- | --- | --- |"]
     for job in jobs:
         for unit in job.units:
