@@ -85,7 +85,7 @@ def build_model(config: Mapping[str, Any], backend: str, seed: int, device: str 
 
         with torch.device(device), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = MambaLM(config)
+            model = MambaLM(config, backend=backend)
             if device != "meta":
                 model.reset()
         return model
