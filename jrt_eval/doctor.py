@@ -84,6 +84,16 @@ def _cuda_kernels() -> Finding:
     return Finding("cuda kernels", compiled.cuda_missing is None, text, fix)
 
 
+def _triton_kernels() -> Finding:
+    from jrt_eval.kernels.dispatch import BACKENDS, OPERATORS
+
+    folders = [
+        folder for folder, functions in OPERATORS.items() if any("triton" in names for names in functions.values())
+    ]
+    text, _, fix = (BACKENDS["triton"].missing or f"on a GPU: {', '.join(folders)}").partition("; ")
+    return Finding("triton kernels", BACKENDS["triton"].missing is None, text, fix)
+
+
 def _cpu_linear() -> Finding:
     import torch
 
@@ -180,6 +190,7 @@ def examine() -> list[Finding]:
         *_lm_eval(),
         _kernels(),
         _cuda_kernels(),
+        _triton_kernels(),
         _cpu_linear(),
         *_devices(),
         _data(),

@@ -28,7 +28,7 @@ from jrt_eval.kernels.dispatch import BACKENDS
 from jrt_eval.models.auto import load_model
 from jrt_eval.models.context import context_length
 from jrt_eval.models.interface import LanguageModel
-from jrt_eval.models.recurrent.model import JRTModel
+from jrt_eval.models.recurrent.model import RecurrentModel
 from jrt_eval.models.stopping import StopStrings
 from jrt_eval.models.tokenizers import load_tokenizer
 from jrt_eval.models.transformers import TransformersModel
@@ -601,7 +601,7 @@ def _wrapped(model: nn.Module) -> LanguageModel:
     """A module of `load_model` as it is; one of transformers with our interface."""
     from transformers import PreTrainedModel
 
-    if isinstance(model, (JRTModel, TransformersModel)):
+    if isinstance(model, (RecurrentModel, TransformersModel)):
         return model
     if not isinstance(model, PreTrainedModel):
         raise UserError(

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jrt_eval.models.auto import load_model
     from jrt_eval.models.recurrent.checkpoint import save_pretrained
+    from jrt_eval.models.recurrent.mamba import MambaModel
     from jrt_eval.models.recurrent.model import JRTModel, ModelState, from_config
 
-__all__ = ["JRTModel", "ModelState", "from_config", "load_model", "save_pretrained"]
+__all__ = ["JRTModel", "MambaModel", "ModelState", "from_config", "load_model", "save_pretrained"]
 
 _MODULES = {
     "JRTModel": "recurrent.model",
+    "MambaModel": "recurrent.mamba",
     "ModelState": "recurrent.model",
     "from_config": "recurrent.model",
     "load_model": "auto",

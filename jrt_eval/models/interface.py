@@ -35,7 +35,8 @@ class StateBytes(NamedTuple):
 
 
 class LanguageModel(Protocol):
-    """A causal language model as `jrt_eval.load_model` returns it: `JRTModel` or `TransformersModel`.
+    """A causal language model as `jrt_eval.load_model` returns it: `JRTModel`, `MambaModel` or
+    `TransformersModel`.
 
     Prompts are lists of token ids of any lengths; a row's result does not depend on the other rows of its batch.
     """
@@ -45,7 +46,7 @@ class LanguageModel(Protocol):
 
     @property
     def family(self) -> str:
-        """jrt, based, attn or hybrid; transformers' model_type for other models."""
+        """jrt, based, attn or hybrid; mamba_hybrid; transformers' model_type for other models."""
 
     @property
     def config(self) -> Any: ...
