@@ -10,6 +10,7 @@ import torch
 
 from jrt_eval.errors import UserError
 from jrt_eval.kernels import linear
+from jrt_eval.kernels.memory import keep_freed_memory
 from jrt_eval.models.checkpoints import Checkpoint, family_of
 from jrt_eval.models.interface import LanguageModel
 from jrt_eval.models.recurrent.checkpoint import load_jrt
@@ -81,6 +82,8 @@ def load_model(
             device_map=device_map,
             peft=peft,
         )
+    if where.type == "cpu":
+        keep_freed_memory()
     linear.use_fastest(cast(torch.nn.Module, model), cpu_linear)
     model.source, model.revision = checkpoint.name, revision
     return model

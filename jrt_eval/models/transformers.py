@@ -6,13 +6,14 @@ import inspect
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from jrt_eval.errors import UserError
+from jrt_eval.models import cpu_inference
 from jrt_eval.models.batching import Batching, Mode, measure
 from jrt_eval.models.cache_size import cache_bytes
 from jrt_eval.models.checkpoints import Checkpoint
@@ -41,6 +42,7 @@ class TransformersModel(nn.Module):
         self._raw_config = raw_config
         self._forward_takes = set(inspect.signature(inner.forward).parameters)
         self.batching = measure(inner) if batching is None else batching
+        self._head_is_last: bool | None = None  # nothing follows the head's product; unknown until `score` looks
 
     @property
     def config(self) -> Any:
@@ -140,6 +142,8 @@ class TransformersModel(nn.Module):
             # transformers warns about sampling arguments, which some checkpoints set, in greedy search
             sampling = {k: v for k, v in sampling.items() if k not in ("temperature", "top_p", "top_k", "min_p")}
             sampling |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if self.device.type == "cpu":
+            sampling |= cpu_inference.growing_cache(self.inner, sampling)
         if stop_test is not None:
             sampling["stopping_criteria"] = StoppingCriteriaList([_criterion(stop_test, width)])
         out = self.inner.generate(
@@ -162,20 +166,52 @@ class TransformersModel(nn.Module):
         for rows in _groups([len(w) for w in whole], self.batching.score):
             ids, _ = right_padded([whole[r] for r in rows], self.device)
             first = min(len(contexts[r]) for r in rows) - 1
-            kwargs: dict[str, Any] = {"use_cache": False} if "use_cache" in self._forward_takes else {}
-            if "logits_to_keep" in self._forward_takes:
-                kwargs["logits_to_keep"] = ids.shape[1] - first
-            logits = self.inner(input_ids=ids, **kwargs).logits[:, -(ids.shape[1] - first) :]
+            head, read = self._read(ids, first)  # read (batch, length - first, width)
             start = [len(contexts[r]) - 1 - first for r in rows]
             width = max(len(continuations[r]) for r in rows)
             picked = [
                 nn.functional.pad(x[s : s + width], (0, 0, 0, max(0, s + width - len(x))))
-                for x, s in zip(logits, start, strict=True)
+                for x, s in zip(read, start, strict=True)
             ]
-            scored = score_tokens(lambda x: x.float(), torch.stack(picked), [continuations[r] for r in rows])
+            scored = score_tokens(head, torch.stack(picked), [continuations[r] for r in rows])
             for row, result in zip(rows, scored, strict=True):
                 results[row] = result
         return results
+
+    def _read(self, ids: Tensor, first: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """What predicts the tokens after position `first` of ids (batch, length), and the function that makes it logits.
+
+        That is the head and its input, so that the caller needs no logits (batch, length, vocabulary). For classes that
+        scale or cap the head's output, or have no head that can be found, it is the logits themselves.
+        """
+        takes = self._forward_takes
+        kwargs: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
+        head = self.inner.get_output_embeddings() if self._head_is_last is not False else None
+        if isinstance(head, nn.Module):
+            inputs: list[Tensor] = []
+
+            def keep(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+                inputs.append(args[0])
+                return (args[0][:, -1:], *args[1:])
+
+            handle = head.register_forward_pre_hook(keep)
+            try:
+                last = self.inner(input_ids=ids, **kwargs).logits
+            finally:
+                handle.remove()
+            if self._head_is_last is None:
+                self._head_is_last = (
+                    len(inputs) == 1
+                    and inputs[0].shape[:2] == ids.shape
+                    and last.shape[1] == 1
+                    and torch.equal(head(inputs[0][:, -1:]).float(), last.float())
+                )
+            if self._head_is_last:
+                return lambda x: head(x).float(), inputs[0][:, first:]
+        if "logits_to_keep" in takes:
+            kwargs["logits_to_keep"] = ids.shape[1] - first
+        logits = self.inner(input_ids=ids, **kwargs).logits
+        return lambda x: x.float(), logits[:, first - ids.shape[1] :]
 
 
 def _groups(lengths: list[int], mode: Mode) -> list[list[int]]:
@@ -259,7 +295,10 @@ def load_transformers(
             raise UserError(f"{name}: {key} holds NaN or infinite values; the file is damaged")
     if peft is not None:
         inner = _with_adapter(inner, peft)
-    return TransformersModel((inner if device_map is not None or quantised else inner.to(device)).eval())
+    inner = (inner if device_map is not None or quantised else inner.to(device)).eval()
+    if device.type == "cpu" and device_map is None and not quantised:
+        cpu_inference.prepare(inner)
+    return TransformersModel(inner)
 
 
 def check_numbers(config: Mapping[str, Any], source: str) -> None:
