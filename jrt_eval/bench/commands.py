@@ -15,8 +15,8 @@ import torch
 from jrt_eval.bench import alternatives, cuda, cuda_forms, kernels, model, plots
 from jrt_eval.bench.configs import released_config
 from jrt_eval.bench.tables import table, time_text, write
-from jrt_eval.bench.timing import keep_memory
 from jrt_eval.kernels import status
+from jrt_eval.kernels.memory import keep_freed_memory
 
 
 def _processor() -> str:
@@ -61,7 +61,7 @@ def cpu_kernels(
     """Time Taylor linear attention on a CPU: prefill and gradients at each length, a decode step at each batch size."""
     lengths, batches, batch = lengths or kernels.LENGTHS, batches or kernels.BATCHES, batch or 1
     facts = _describe(sizes["device"])
-    facts["allocator keeps memory"] = keep_memory()
+    facts["allocator keeps memory"] = keep_freed_memory()
     facts["decode call overhead (s)"] = kernels.call_overhead(sizes["device"])
     _print_facts(facts)
     if not alternatives.fast_transformers():
@@ -170,7 +170,7 @@ def whole_model(length: int, steps: int, rounds: int, layers: int, device: torch
     """Time a JRT-RNN of the 360M checkpoint's shape with PyTorch's operators and with the compiled ones."""
     facts = _describe(device)
     if device.type == "cpu":
-        facts["allocator keeps memory"] = keep_memory()
+        facts["allocator keeps memory"] = keep_freed_memory()
     _print_facts(facts)
     config = released_config("jrt-360m", layers)
     window = config["alt_mixer_2"]["window_size"]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -117,19 +115,3 @@ class Copy:
     def bytes(self) -> int:
         """Read and written by one call."""
         return 2 * self.x.numel()
-
-
-def keep_memory() -> bool:
-    """Make glibc's allocator keep freed memory. Returns whether it did.
-
-    Otherwise PyTorch's large temporaries are mapped and unmapped on every call, which makes its forms up to 4 times slower; a comparison
-    should use the better setting.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        threshold, trim = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-        return bool(libc.mallopt(threshold, 1 << 30)) and bool(libc.mallopt(trim, 1 << 30))
-    except (OSError, AttributeError):
-        return False

@@ -13,8 +13,9 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from jrt_eval.errors import UserError
 from jrt_eval.kernels import linear
-from jrt_eval.kernels.memory import keep_freed_memory
+from jrt_eval.kernels.memory import keep_freed_memory, page_out
 from jrt_eval.models import cpu_inference
 from jrt_eval.models.transformers import TransformersModel
 
@@ -172,3 +173,48 @@ def test_saved_packed_model_is_the_original(tmp_path):
 
 def test_keeping_freed_memory():
     assert isinstance(keep_freed_memory(), bool)
+
+
+def adapter(**arguments):
+    from jrt_eval.model_adapters.jrt import JRTLM
+
+    return JRTLM(pretrained="mini-attn", device="cpu", batch_size=2, **arguments)
+
+
+def test_adapter_answers_and_scores_do_not_depend_on_the_product():
+    from lm_eval.api.instance import Instance
+
+    text = "Ann has a cat. Ben has a dog. Carl has a bird. Ann has a"
+    generate = [Instance("generate_until", {}, (text[k:], {"until": ["\n"], "max_gen_toks": 6}), k) for k in range(3)]
+    score = [Instance("loglikelihood", {}, (text[k:], " cat"), k) for k in range(3)]
+    answers = {}
+    for setting in ("torch", "packed", "auto"):
+        lm = adapter(cpu_linear=setting)
+        answers[setting] = lm.generate_until(generate, disable_tqdm=True), lm.loglikelihood(score, disable_tqdm=True)
+        used = lm.get_model_info()["model_cpu_linear"]
+        if setting != "auto":
+            assert used.keys() == ({"torch"} if setting == "torch" else {"onednn", "packed"})
+    for setting in ("packed", "auto"):
+        assert answers[setting][0] == answers["torch"][0]
+        for (a, greedy), (b, wanted) in zip(answers[setting][1], answers["torch"][1], strict=True):
+            assert abs(a - b) < 1e-3 and greedy == wanted
+
+
+def test_adapter_leaves_autocast_to_torch():
+    used = adapter(mixed_precision_dtype="bfloat16").get_model_info()["model_cpu_linear"]
+    assert used.keys() == {"torch"}
+
+
+def test_adapter_refuses_unknown_products():
+    with pytest.raises(UserError, match=r"cpu_linear=onednn is not known, these are: auto, torch, packed"):
+        adapter(cpu_linear="onednn")
+
+
+def test_pages_that_are_dropped_keep_their_contents(tmp_path):
+    wanted = torch.arange(300_000, dtype=torch.float32)
+    torch.save(wanted, tmp_path / "x.pt")
+    mapped = torch.load(tmp_path / "x.pt", mmap=True)
+    for x in (mapped, wanted.clone(), mapped[5:], wanted[:0], wanted.view(-1, 2).t()):
+        before = x.clone()
+        page_out(x)
+        assert torch.equal(x, before)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jrt_eval.kernels.memory import page_out
+
 _is_autocast = torch.is_autocast_enabled
 _is_compiling = torch.compiler.is_compiling
 
@@ -68,7 +70,9 @@ class PackedLinear(OneDNNLinear):
         """Pack the weight of `layer` in place and release the original."""
         with torch.inference_mode(False), torch.no_grad():
             weight = layer.weight
-            packed = pack(weight.detach())
+            original = weight.detach()
+            packed = pack(original)
+            page_out(original)
             weight.data = torch.full((1, 1), float("nan"), dtype=weight.dtype).expand(weight.shape)
         layer.__dict__ |= {"_packed": packed, "_dtype": weight.dtype}
         layer.__class__ = PackedLinear

@@ -32,6 +32,7 @@ SETTINGS = ("auto", "torch", "packed")
 ROWS = (1, 8, 64)  # tokens of one call: a decode step of one row and of a batch, and a prefill
 ROUNDS = (5, 15)  # timed runs of each product: at least, and at most while they take less than
 BUDGET = 0.02  # seconds for one number of rows
+SMALLEST = 2**14  # elements of a weight below which F.linear, with the shortest way to its kernel, is taken unmeasured
 LARGEST = 2**23  # elements of a weight that are timed: the first rows represent all of a vocabulary
 MARGIN = 0.97  # another product than F.linear must take less than this share of its time
 
@@ -78,6 +79,8 @@ def use_fastest(model: nn.Module, setting: str = "auto") -> None:
             if setting == "packed":
                 product = "onednn" if shared else "packed"
             else:
+                if layer.weight.numel() < SMALLEST:
+                    continue
                 key = shape_key(layer.weight)
                 if key not in known:
                     known[key] = measured[key] = measure(layer.weight.detach())
@@ -114,7 +117,7 @@ def fastest(times: Times, shared: bool = False) -> str:
 def measure(weight: Tensor) -> Times:
     """Seconds that each product takes with `weight` (out, in), for each of ROWS: the least of interleaved runs.
 
-    One thread runs, and the least time counts: on a busy machine the threads of a pool wait for each other, and that would
+    One thread runs, and its processor time counts: on a busy machine the threads of a pool wait for each other, which would
     decide more than the products do.
     """
     threads = torch.get_num_threads()
@@ -140,10 +143,10 @@ def _measure(weight: Tensor) -> Times:
         start = time.perf_counter()
         for number in range(ROUNDS[1] + 1):
             for product, run in runs.items():
-                begin = time.perf_counter()
+                begin = time.thread_time()
                 run(x)
                 if number:  # the first run sets up oneDNN's kernel
-                    least[product] = min(least[product], time.perf_counter() - begin)
+                    least[product] = min(least[product], time.thread_time() - begin)
             if number >= ROUNDS[0] and time.perf_counter() - start > BUDGET:
                 break
         for product, seconds in least.items():

@@ -20,10 +20,10 @@ class Tied(nn.Module):
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.embed = nn.Embedding(40, 24)
-        self.body = nn.Linear(24, 24)
-        self.special = Doubled(24, 24)
-        self.head = nn.Linear(24, 40, bias=False)
+        self.embed = nn.Embedding(400, 240)
+        self.body = nn.Linear(240, 240)
+        self.special = Doubled(240, 240)
+        self.head = nn.Linear(240, 400, bias=False)
         self.head.weight = self.embed.weight
         self.to(dtype).eval()
 
@@ -66,7 +66,7 @@ def test_packed_packs_what_nobody_shares():
     assert used(model, "packed") == {"torch": 1, "onednn": 1, "packed": 1}
     assert type(model.body) is PackedLinear and type(model.head) is OneDNNLinear and type(model.special) is Doubled
     assert model.head.weight is model.embed.weight
-    assert torch.allclose(model(ids), wanted, atol=1e-6)
+    assert torch.allclose(model(ids), wanted, atol=1e-4)
     assert sum(p.numel() for p in model.parameters()) == count
     assert type(model.body) is PackedLinear
 
@@ -86,7 +86,7 @@ def test_auto_takes_the_fastest(monkeypatch):
     seen = pretend(monkeypatch, packed=0.5, onednn=0.8)
     model = Tied()
     assert used(model) == {"torch": 1, "onednn": 1, "packed": 1}
-    assert seen == [(24, 24), (40, 24)]
+    assert seen == [(240, 240), (400, 240)]
     model = Tied()
     assert used(model) == {"torch": 1, "onednn": 1, "packed": 1}
     assert len(seen) == 2  # the second model reads the file
@@ -114,12 +114,12 @@ def test_measured_times_are_positive_and_cached():
     assert set(times) == set(linear.PRODUCTS)
     assert all(len(row) == len(selection.ROWS) and all(0 < t < math.inf for t in row) for row in times.values())
     linear.use_fastest(Tied())
-    assert set(linear.cached_times()) == {"float32 24 -> 24", "float32 24 -> 40"}
+    assert set(linear.cached_times()) == {"float32 240 -> 240", "float32 240 -> 400"}
     assert list(json.loads(linear.cache_file().read_text())) == [selection.machine()]
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", "{", '{"MACHINE": 3}', '{"MACHINE": {"float32 24 -> 24": {"torch": "x"}}}']
+    "text", ["", "[]", "{}", "{", '{"MACHINE": 3}', '{"MACHINE": {"float32 240 -> 240": {"torch": "x"}}}']
 )
 def test_damaged_cache_is_replaced(text, monkeypatch):
     linear.cache_file().parent.mkdir(parents=True)
@@ -145,3 +145,8 @@ def test_cache_folder_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     pretend(monkeypatch, packed=0.5)
     assert used(Tied()) == {"torch": 2, "packed": 1}
+
+
+def test_small_layers_are_not_measured(monkeypatch):
+    seen = pretend(monkeypatch, packed=0.5)
+    assert used(nn.Linear(20, 30).eval()) == {"torch": 1} and not seen
