@@ -84,6 +84,6 @@ def load_model(
         )
     if where.type == "cpu":
         keep_freed_memory()
-    linear.use_fastest(cast(torch.nn.Module, model), cpu_linear)
+    linear.use_fastest(cast(torch.nn.Module, model), cpu_linear if device_map is None else "torch")
     model.source, model.revision = checkpoint.name, revision
     return model

@@ -296,7 +296,7 @@ def load_transformers(
     if peft is not None:
         inner = _with_adapter(inner, peft)
     inner = (inner if device_map is not None or quantised else inner.to(device)).eval()
-    if device.type == "cpu" and device_map is None and not quantised:
+    if device.type == "cpu" and device_map is None and not quantised and attn_implementation is None:
         cpu_inference.prepare(inner)
     return TransformersModel(inner)
 
