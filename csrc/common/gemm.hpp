@@ -88,6 +88,13 @@ inline void gemm(int64_t row, int64_t stop, int64_t col, int64_t col_stop, Depth
   }
 }
 
+// Whether x has neither NaN nor infinity; count is a multiple of kW.
+inline bool all_finite(const float* x, int64_t count) {
+  Vec zeros = zero();
+  for (int64_t i = 0; i < count; i += kW) zeros = fma(load(x + i), zero(), zeros);
+  return sum(zeros) == 0.0f;
+}
+
 // C += A B
 struct Accumulate {
   float* c;

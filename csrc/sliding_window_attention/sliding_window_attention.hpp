@@ -41,7 +41,7 @@ void window_job(const WindowArgs& p, int64_t batch, int64_t head, int64_t start,
   if (first < 0) first = 0;
   const int64_t count = position + tokens - first;
   float *q = memory, *k = q + columns * kPitch, *v = k + room * columns, *s = v + room * columns;
-  float *top = s + room * kPitch, *inverse = top + kChunk;
+  float* inverse = s + room * kPitch;
   const float scale = float(1.0 / __builtin_sqrt(double(p.dim)));
   pack_transposed(p.dtype, p.q.data, batch * p.q.batch + start * p.q.length + head * p.q.head, p.q.length, p.q.dim, tokens, p.dim,
                   scale, q, kPitch);
@@ -75,9 +75,16 @@ void window_job(const WindowArgs& p, int64_t batch, int64_t head, int64_t start,
     }
     store(inverse + i, div(set1(1.0f), total));
   }
-  (void)top;
   WriteRows rows{p.y, p.dtype, ((batch * p.length + start) * p.heads + head) * p.dim, p.heads * p.dim, p.dim, inverse};
-  gemm<false>(0, tokens, 0, columns, Depth{count, 0}, s, kPitch, v, columns, rows);
+  if (all_finite(v, count * columns)) {
+    gemm<false>(0, tokens, 0, columns, Depth{count, 0}, s, kPitch, v, columns, rows);
+    return;
+  }
+  // 0 * NaN is NaN: each query visits the keys of its own window only.
+  for (int64_t i = 0; i < tokens; ++i) {
+    const int64_t last = position + i - first, low = last - p.window + 1 < 0 ? 0 : last - p.window + 1;
+    gemm<false>(i, i + 1, 0, columns, Depth{last + 1 - low, 0}, s + low * kPitch, kPitch, v + low * columns, columns, rows);
+  }
 }
 
 // Slot s of a row's ring holds the latest of its tokens t with t % window == s.
@@ -122,7 +129,7 @@ void window_attention(const WindowArgs& p) {
     }
     if (most < room) room = most;
     const int64_t columns = round_up(p.dim, kW);
-    const int64_t each = round_up(columns * kPitch + 2 * room * columns + room * kPitch + 2 * kChunk, 16) + 16;
+    const int64_t each = round_up(columns * kPitch + 2 * room * columns + room * kPitch + kChunk, 16) + 16;
     const int threads = threads_for(jobs, jobs * kChunk * room * 2 * p.dim, p.threads);
     float* memory = jrt::scratch(size_t(each * threads));
     parallel_for(jobs, threads, [&](int64_t job, int thread) {

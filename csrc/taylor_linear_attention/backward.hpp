@@ -120,6 +120,7 @@ void linear_grad_job(const LinearGradArgs& p, int64_t batch, int64_t head, const
     pack_transposed(p.dtype, p.k.data, first(p.k), p.k.length, p.k.dim, tokens, d, scale, k_t, kPitch);
     float *u = Reverse ? own_rows : other_rows, *g = Reverse ? other_rows : own_rows;
     pack_rows(p.dtype, p.v.data, first(p.v), p.v.length, p.v.dim, tokens, f, u, ld);
+    if (p.mask) clear_masked(mask, tokens, d, k_t, ld, u);
     pack_rows(p.dtype, p.gy.data, first(p.gy), p.gy.length, p.gy.dim, tokens, f, g, ld);
     if (Taylor) {
       for (int64_t i = 0; i < tokens; ++i) {

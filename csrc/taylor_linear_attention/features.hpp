@@ -97,6 +97,15 @@ inline void key_features(int64_t d, int64_t vectors, const float* z, const float
   for (; v < vectors; ++v) features_of<1>(d, z, weighted, weight, out, v * kW, nothing);
 }
 
+// Zeros for the keys and values of tokens with weight 0, whatever their memory holds: 0 * NaN is NaN. k is [d][kPitch], values [token][ld].
+inline void clear_masked(const float* weight, int64_t tokens, int64_t d, float* k, int64_t ld, float* values) {
+  for (int64_t i = 0; i < tokens; ++i) {
+    if (weight[i] != 0.0f) continue;
+    for (int64_t c = 0; c < d; ++c) k[c * kPitch + i] = 0.0f;
+    std::memset(values + i * ld, 0, sizeof(float) * size_t(ld));
+  }
+}
+
 // k_sum[f] += sum over tokens of features[f]
 inline void add_rows(int64_t n, int64_t vectors, const float* features, float* k_sum) {
   for (int64_t f = 0; f < n; ++f) {

@@ -138,6 +138,7 @@ void linear_job(const LinearArgs& p, int64_t batch, int64_t head, int64_t heads,
       auto from = [&](const View& x) { return batch * x.batch + start * x.length + (head + h) * x.head; };
       pack_transposed(p.dtype, p.k.data, from(p.k), p.k.length, p.k.dim, tokens, d, scale, k, kPitch);
       pack_rows(p.dtype, p.v.data, from(p.v) + first * p.v.dim, p.v.length, p.v.dim, tokens, width, values, columns);
+      if (p.mask) clear_masked(weight, tokens, d, k, columns, values);
       if (outputs) {
         if (Taylor) {
           pack_transposed(p.dtype, p.q.data, from(p.q), p.q.length, p.q.dim, tokens, d, scale, q, kPitch);
@@ -162,7 +163,11 @@ void linear_job(const LinearArgs& p, int64_t batch, int64_t head, int64_t heads,
         if (p.decay) decay_scores(tokens, n, decay, a);
         WriteRows rows{p.y, p.dtype, ((batch * p.length + start) * p.heads + head + h) * p.head_dim + first, p.heads * p.head_dim,
                        width, Taylor ? below : nullptr};
-        gemm<false>(0, tokens, 0, columns, Depth{n, tokens}, a, kPitch, state, columns, rows);
+        // A tile of rows reaches past the diagonal by less than its height; 0 * NaN would then spread a later NaN to earlier rows.
+        const int64_t step = all_finite(values, tokens * columns) ? tokens : 1;
+        for (int64_t row = 0; row < tokens; row += step) {
+          gemm<false>(row, row + step, 0, columns, Depth{n, tokens}, a, kPitch, state, columns, rows);
+        }
       }
       const float* keys = k;
       if (Taylor) {  // A has been used: phi(k) takes its place

@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch._C._functorch import maybe_current_level
+from torch.autograd import forward_ad
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def single(x: Tensor | None) -> Tensor | None:
     """float32 and contiguous."""
-    return None if x is None else x.to(torch.float32).contiguous()
+    return None if x is None else x.to(torch.float32).contiguous().resolve_neg()
 
 
 def address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
+def step_on_views(step: Callable[..., Tensor], written: slice, *args: Tensor | None) -> Tensor:
+    """step(*args) of a decode step that reads memory directly, with lazily negated views resolved.
+
+    The memory of such a view has the opposite sign. args[written] are updated in place, views included.
+    """
+    if not any(x is not None and x.is_neg() for x in args):
+        return step(*args)
+    plain = [None if x is None else x.resolve_neg() for x in args]
+    y = step(*plain)
+    for x, result in zip(args[written], plain[written], strict=True):
+        if x is not None and result is not None and x is not result:
+            x.copy_(result)
+    return y
+
+
 def learns(*tensors: Tensor | None) -> bool:
     """Whether a gradient will be asked for."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def transforming() -> bool:
+    """Whether forward-mode differentiation or a transform of torch.func is active."""
+    return forward_ad._current_level >= 0 or maybe_current_level() is not None

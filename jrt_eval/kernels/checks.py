@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from jrt_eval.errors import UserError
+from jrt_eval.kernels.arguments import learns, transforming
 
 FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 
@@ -40,6 +41,8 @@ def qkv(operator: str, q: Tensor, k: Tensor, v: Tensor, dims: int) -> None:
 def lengths(operator: str, x: Tensor, batch: int, longest: int, device: torch.device) -> None:
     """How many tokens of each row count. What they say is looked at where that stops nothing: not on a GPU, nor while tracing."""
     shaped(operator, "lengths", x, (batch,), device)
+    if x.is_floating_point():
+        fail(f"{operator}: lengths are {x.dtype}, expected integers")
     if batch == 0 or torch.compiler.is_compiling() or x.device.type != "cpu":
         return
     low, high = (int(each) for each in x.aminmax())
@@ -52,6 +55,20 @@ def shaped(operator: str, name: str, x: Tensor, shape: tuple[int, ...], device: 
         fail(f"{operator}: {name} has shape {_shape(x)}, expected {shape}")
     if x.device != device:
         fail(f"{operator}: {name} is on {x.device}, the other tensors on {device}")
+
+
+def floating(operator: str, name: str, x: Tensor | None) -> None:
+    """Integers would be converted, and what a step writes to them truncated."""
+    if x is not None and x.dtype not in FLOATS:
+        fail(f"{operator}: {name} is {x.dtype}, expected a floating dtype")
+
+
+def inference(operator: str, *tensors: Tensor | None) -> None:
+    """A decode step updates its state in place and has no gradient."""
+    if learns(*tensors):
+        fail(f"{operator}: an input requires a gradient, and a decode step has none; call it under torch.no_grad()")
+    if not torch.compiler.is_compiling() and transforming():
+        fail(f"{operator}: a decode step has no forward-mode derivative and works in no transform of torch.func")
 
 
 def writable(operator: str, name: str, x: Tensor) -> None:

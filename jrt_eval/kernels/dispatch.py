@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jrt_eval.errors import UserError, nearest
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import learns
+from jrt_eval.kernels.arguments import learns, transforming
 
 log = logging.getLogger("jrt_eval.kernels")
 
@@ -90,8 +90,12 @@ _logged: set[tuple[str, str]] = set()
 def select(operator: str, like: Tensor, backend: str) -> Function:
     """The function that computes `operator` for tensors like `like`.
 
+    Under forward-mode differentiation and the transforms of torch.func this is the reference, which supports them.
     Raises UserError for a backend that is unknown, unavailable here, or does not take this device or dtype.
     """
+    if not torch.compiler.is_compiling() and transforming():
+        _choose(operator, like, backend)
+        return implementation(operator, "torch")
     chosen = _chosen.get((operator, like.device, like.dtype, backend))
     if chosen is None:
         chosen = implementation(operator, _choose(operator, like, backend))
@@ -102,6 +106,8 @@ def select(operator: str, like: Tensor, backend: str) -> Function:
 
 def select_fused(operator: str, part: str, like: Tensor, backend: str) -> Function | None:
     """`operator` of the backend that computes `part` of it, or None if that backend has no such function."""
+    if not torch.compiler.is_compiling() and transforming():
+        return implementation(operator, "torch")
     chosen = _choose(part, like, backend)
     return implementation(operator, chosen) if _has(chosen, operator) else None
 

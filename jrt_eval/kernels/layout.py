@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jrt_eval.kernels.arguments import transforming
+
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums and states: float64 for float64, else float32."""
@@ -15,6 +17,29 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def heads_first(x: Tensor, dtype: torch.dtype) -> Tensor:
     """(batch, length, heads, dim) -> (batch, heads, length, dim), in `dtype`."""
     return x.transpose(1, 2).to(dtype)
+
+
+def weighted_sum(weights: Tensor, values: Tensor, sees: Tensor) -> Tensor:
+    """weights @ values, where values that are not finite reach only the rows that see them.
+
+    A weight of 0 times NaN is NaN: a plain product would spread a NaN to all rows.
+
+    Args:
+        weights: (..., rows, tokens), 0 where `sees` is False
+        values: (..., tokens, dim)
+        sees: (..., rows, tokens), bool
+    """
+    finite = values.isfinite()
+    looks = values.device.type == "cpu" and not torch.compiler.is_compiling() and not transforming()
+    if looks and bool(finite.all()):
+        return weights @ values
+    reached = sees.to(values.dtype) @ (~finite).to(values.dtype)
+    return (weights @ values.where(finite, 0)).masked_fill(reached > 0, torch.nan)
+
+
+def unmasked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x (batch, length, heads, dim) with zeros where mask (batch, length) is 0, whatever x has there."""
+    return x if mask is None else x.where((mask != 0)[..., None, None], 0)
 
 
 def chunks(x: Tensor, size: int, dtype: torch.dtype) -> Tensor:

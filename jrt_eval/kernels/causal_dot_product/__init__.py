@@ -27,5 +27,6 @@ def causal_dot_product(
     checks.qkv(name, q, k, v, 4)
     if state is not None:
         checks.shaped(name, "state", state, (v.shape[0], v.shape[2], q.shape[3], v.shape[3]), v.device)
+        checks.floating(name, "state", state)
     y, final = select(name, v, backend)(q, k, v, state)
     return y, final

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jrt_eval.kernels.layout import heads_first, wide
+from jrt_eval.kernels.layout import heads_first, weighted_sum, wide
 
 CHUNK = 64
 
@@ -18,7 +18,9 @@ def causal_dot_product(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None) ->
     ys = []
     for start in range(0, q.shape[2], CHUNK):
         qc, kc, vc = (x[:, :, start : start + CHUNK] for x in (q, k, v))
-        ys.append((qc @ kc.transpose(-1, -2)).tril() @ vc + qc @ kv)
+        p = (qc @ kc.transpose(-1, -2)).tril()
+        sees = torch.ones(p.shape[-2:], dtype=torch.bool, device=p.device).tril()
+        ys.append(weighted_sum(p, vc, sees) + qc @ kv)
         kv = kv + kc.transpose(-1, -2) @ vc
     y = torch.cat(ys, 2) if ys else v
     if state is not None and not ys:

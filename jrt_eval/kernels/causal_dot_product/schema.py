@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jrt_eval.kernels.causal_dot_product import reference
 from jrt_eval.kernels.library import Operator
 
 
@@ -16,10 +17,6 @@ def _final(q: Tensor, v: Tensor) -> Tensor:
 
 def _shapes(q: Tensor, k: Tensor, v: Tensor, state: Any) -> tuple[Tensor, Tensor]:
     return v.new_empty(v.shape), _final(q, v)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs)
 
 
 def _backward(ctx: Any, grad_y: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
@@ -37,7 +34,7 @@ causal_dot_product = Operator(
     "causal_dot_product(Tensor q, Tensor k, Tensor v, Tensor? state) -> (Tensor, Tensor)",
     _shapes,
     backward=_backward,
-    save=_save,
+    reference=reference.causal_dot_product,
 )
 causal_dot_product_backward = Operator(
     "causal_dot_product_backward(Tensor q, Tensor k, Tensor v, Tensor? state, Tensor grad_y, Tensor grad_state)"

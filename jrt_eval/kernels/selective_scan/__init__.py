@@ -85,6 +85,7 @@ def selective_scan(
     _check(name, x, dt, a, b, c, d, z, dt_bias)
     if state is not None:
         checks.shaped(name, "state", state, (x.shape[0], x.shape[2], a.shape[1]), x.device)
+        checks.floating(name, "state", state)
     if lengths is not None:
         checks.lengths(name, lengths, x.shape[0], x.shape[1], x.device)
     y, final = select(name, x, backend)(x, dt, a, b, c, d, z, dt_bias, state, lengths, softplus)
@@ -120,6 +121,7 @@ def selective_scan_step(
     checks.shaped(name, "state", state, (*x.shape, a.shape[1]), x.device)
     checks.held_in(name, "state", state, wide(x.dtype))
     checks.writable(name, "state", state)
+    checks.inference(name, x, dt, a, b, c, d, z, dt_bias)
     checks.apart(
         name,
         {"state": state},

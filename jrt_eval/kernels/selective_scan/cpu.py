@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import DTYPES, address, learns, single
+from jrt_eval.kernels.arguments import DTYPES, address, learns, single, step_on_views
 from jrt_eval.kernels.selective_scan import reference, schema
 
 _c: Any = compiled.module()
@@ -60,8 +61,6 @@ def _selective_scan_step(
     softplus: bool,
 ) -> Tensor:
     (batch, channels), states = x.shape, a.shape[1]
-    x, dt, b, c = x.resolve_neg(), dt.resolve_neg(), b.resolve_neg(), c.resolve_neg()
-    z = None if z is None else z.resolve_neg()
     y = x.new_empty((batch, channels))
     a, d, dt_bias = a.to(torch.float32).contiguous(), single(d), single(dt_bias)
     if y.numel():
@@ -110,6 +109,8 @@ def selective_scan_step(
     state: Tensor,
     softplus: bool,
 ) -> Tensor:
-    call = schema.selective_scan_step.call if torch.compiler.is_compiling() else _selective_scan_step
-    y: Tensor = call(x, dt, a, b, c, d, z, dt_bias, state, softplus)
-    return y
+    if torch.compiler.is_compiling():
+        y: Tensor = schema.selective_scan_step.call(x, dt, a, b, c, d, z, dt_bias, state, softplus)
+        return y
+    run = partial(_selective_scan_step, softplus=softplus)
+    return step_on_views(run, slice(8, 9), x, dt, a, b, c, d, z, dt_bias, state)

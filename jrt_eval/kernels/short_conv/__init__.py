@@ -23,6 +23,9 @@ def _check(
         )
     if weight.device != x.device:
         checks.fail(f"{name}: weight is on {weight.device}, the other tensors on {x.device}")
+    checks.floating(name, "weight", weight)
+    checks.floating(name, "bias", bias)
+    checks.floating(name, "state", state)
     if bias is not None:
         checks.shaped(name, "bias", bias, (channels,), x.device)
     if state is not None:
@@ -85,6 +88,7 @@ def short_conv_step(
         checks.fail(f"{name}: expected x of shape (batch, channels), got {tuple(x.shape)}")
     _check(name, x, weight, bias, state, gate)
     checks.writable(name, "state", state)
+    checks.inference(name, x, gate, weight, bias)
     checks.apart(name, {"state": state}, {"x": x, "gate": gate, "weight": weight, "bias": bias})
     y: Tensor = select(name, x, backend)(x, gate, weight, bias, state, silu)
     return y

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 from types import SimpleNamespace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import DTYPES, address, learns
+from jrt_eval.kernels.arguments import DTYPES, address, learns, step_on_views
 from jrt_eval.kernels.device import stream
 from jrt_eval.kernels.optional import triton_module
 from jrt_eval.kernels.short_conv import reference, schema
@@ -117,6 +118,8 @@ def short_conv(
 def short_conv_step(
     x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool
 ) -> Tensor:
-    call = schema.short_conv_step.call if _compiling() else _short_conv_step
-    y: Tensor = call(x, gate, weight, bias, state, silu)
-    return y
+    if _compiling():
+        y: Tensor = schema.short_conv_step.call(x, gate, weight, bias, state, silu)
+        return y
+    run = partial(_short_conv_step, silu=silu)
+    return step_on_views(run, slice(4, 5), x, gate, weight, bias, state)

@@ -23,6 +23,8 @@ def _check(name: str, k: Tensor, v: Tensor, window: int | None, state: WindowSta
         checks.shaped(name, "state.k", state.k, ring, v.device)
         checks.shaped(name, "state.v", state.v, ring, v.device)
         checks.shaped(name, "state.length", state.length, (v.shape[0],), v.device)
+        checks.floating(name, "state.k", state.k)
+        checks.floating(name, "state.v", state.v)
         if state.length.dtype is not torch.int64:
             checks.fail(f"{name}: state.length is {state.length.dtype}, expected int64")
 
@@ -79,6 +81,7 @@ def sliding_window_attention_step(
         checks.writable(name, part, x)
     checks.held_in(name, "state.k", state.k, k.dtype)
     checks.held_in(name, "state.v", state.v, v.dtype)
+    checks.inference(name, q, k, v)
     checks.apart(name, written, {"q": q, "k": k, "v": v})
     y: Tensor = select(name, v, backend)(q, k, v, state)
     return y

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import DTYPES, address, learns
+from jrt_eval.kernels.arguments import DTYPES, address, learns, step_on_views
 from jrt_eval.kernels.sliding_window_attention import reference, schema
 from jrt_eval.kernels.sliding_window_attention.state import WindowState
 
@@ -65,7 +65,6 @@ def _prefill(
 
 def _step(q: Tensor, k: Tensor, v: Tensor, ring_k: Tensor, ring_v: Tensor, seen: Tensor) -> Tensor:
     batch, heads, dim = v.shape
-    q, k, v = q.resolve_neg(), k.resolve_neg(), v.resolve_neg()
     y = v.new_empty((batch, heads, dim))
     _c.window_step(
         q.data_ptr(),
@@ -105,5 +104,7 @@ def sliding_window_attention(
 
 
 def sliding_window_attention_step(q: Tensor, k: Tensor, v: Tensor, state: WindowState) -> Tensor:
-    y: Tensor = (schema.sliding_window_attention_step.call if _compiling() else _step)(q, k, v, *state)
-    return y
+    if _compiling():
+        y: Tensor = schema.sliding_window_attention_step.call(q, k, v, *state)
+        return y
+    return step_on_views(_step, slice(3, 6), q, k, v, *state)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from jrt_eval.kernels.layout import heads_first, wide
+from jrt_eval.kernels.layout import heads_first, weighted_sum, wide
 from jrt_eval.kernels.sliding_window_attention.state import WindowState
 
 CHUNK = 64
@@ -21,13 +20,13 @@ def token_counts(lengths: Tensor | None, like: Tensor) -> Tensor:
 def _take(x: Tensor, index: Tensor) -> Tensor:
     """Rows of x (batch, tokens, heads, dim) at index (batch, n), zeros where the index is negative."""
     at = index.clamp(min=0)[..., None, None].expand(-1, -1, x.shape[2], x.shape[3])
-    return x.gather(1, at) * (index >= 0).to(x.dtype)[..., None, None]
+    return x.gather(1, at).where((index >= 0)[..., None, None], 0)
 
 
 def sliding_window_attention(
     q: Tensor, k: Tensor, v: Tensor, window: int, state: WindowState | None, lengths: Tensor | None
 ) -> tuple[Tensor, WindowState]:
-    length, dim = q.shape[1], q.shape[3]
+    length = q.shape[1]
     dtype = wide(v.dtype)
     keys, values, past, seen = window_keys(k, v, window, state)
     y = []
@@ -38,17 +37,20 @@ def sliding_window_attention(
         i = torch.arange(start + past, stop + past, device=q.device)[:, None]
         j = torch.arange(low, stop + past, device=q.device)[None, :]
         sees = ((j <= i) & (j > i - window))[None] & (j[None] >= (past - seen)[:, None, None])
-        y.append(
-            F.scaled_dot_product_attention(
-                heads_first(q[:, start:stop], dtype),
-                heads_first(keys[:, low : stop + past], dtype),
-                heads_first(values[:, low : stop + past], dtype),
-                attn_mask=sees[:, None],
-                scale=dim**-0.5,
-            )
-        )
+        qc = heads_first(q[:, start:stop], dtype)
+        kc, vc = (heads_first(x[:, low : stop + past], dtype) for x in (keys, values))
+        y.append(_attend(qc, kc, vc, sees[:, None]))
     out = torch.cat(y, 2).transpose(1, 2).to(v.dtype) if y else v.clone()
     return out, window_ring(keys, values, window, past, seen, token_counts(lengths, q))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, sees: Tensor) -> Tensor:
+    """Softmax attention over the keys that `sees` (batch, 1, queries, keys) marks; tensors (batch, heads, tokens, dim).
+
+    Written out: PyTorch's fused attention has no second or forward-mode derivative, and spreads NaN from masked keys and values.
+    """
+    scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(~sees, -torch.inf)
+    return weighted_sum(scores.softmax(-1), v, sees)
 
 
 def window_keys(k: Tensor, v: Tensor, window: int, state: WindowState | None) -> tuple[Tensor, Tensor, int, Tensor]:
@@ -87,11 +89,5 @@ def window_write(k: Tensor, v: Tensor, state: WindowState) -> Tensor:
 def sliding_window_attention_step(q: Tensor, k: Tensor, v: Tensor, state: WindowState) -> Tensor:
     dtype = wide(v.dtype)
     held = window_write(k, v, state)
-    y = F.scaled_dot_product_attention(
-        q[:, :, None].to(dtype),
-        heads_first(state.k, dtype),
-        heads_first(state.v, dtype),
-        attn_mask=held[:, None, None],
-        scale=q.shape[-1] ** -0.5,
-    )
+    y = _attend(q[:, :, None].to(dtype), heads_first(state.k, dtype), heads_first(state.v, dtype), held[:, None, None])
     return y[:, :, 0].to(v.dtype)

@@ -85,6 +85,7 @@ def ssd(
     _check(name, x, dt, a, b, c, d, z, dt_bias)
     if state is not None:
         checks.shaped(name, "state", state, (x.shape[0], *x.shape[2:], b.shape[3]), x.device)
+        checks.floating(name, "state", state)
     if lengths is not None:
         checks.lengths(name, lengths, x.shape[0], x.shape[1], x.device)
     y, final = select(name, x, backend)(x, dt, a, b, c, d, z, dt_bias, state, lengths, softplus, *map(float, dt_limit))
@@ -121,6 +122,7 @@ def ssd_step(
     checks.shaped(name, "state", state, (*x.shape, b.shape[2]), x.device)
     checks.held_in(name, "state", state, wide(x.dtype))
     checks.writable(name, "state", state)
+    checks.inference(name, x, dt, a, b, c, d, z, dt_bias)
     checks.apart(
         name,
         {"state": state},

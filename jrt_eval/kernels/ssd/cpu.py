@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import DTYPES, address, learns, single
+from jrt_eval.kernels.arguments import DTYPES, address, learns, single, step_on_views
 from jrt_eval.kernels.ssd import reference, schema
 
 _c: Any = compiled.module()
@@ -66,8 +67,6 @@ def _ssd_step(
 ) -> Tensor:
     batch, heads, dim = x.shape
     groups, states = b.shape[1:]
-    x, dt, b, c = x.resolve_neg(), dt.resolve_neg(), b.resolve_neg(), c.resolve_neg()
-    z = None if z is None else z.resolve_neg()
     y = x.new_empty((batch, heads, dim))
     a, d, dt_bias = a.to(torch.float32).contiguous(), single(d), single(dt_bias)
     if y.numel():
@@ -120,6 +119,8 @@ def ssd_step(
     dt_min: float,
     dt_max: float,
 ) -> Tensor:
-    call = schema.ssd_step.call if torch.compiler.is_compiling() else _ssd_step
-    y: Tensor = call(x, dt, a, b, c, d, z, dt_bias, state, softplus, dt_min, dt_max)
-    return y
+    if torch.compiler.is_compiling():
+        y: Tensor = schema.ssd_step.call(x, dt, a, b, c, d, z, dt_bias, state, softplus, dt_min, dt_max)
+        return y
+    run = partial(_ssd_step, softplus=softplus, dt_min=dt_min, dt_max=dt_max)
+    return step_on_views(run, slice(8, 9), x, dt, a, b, c, d, z, dt_bias, state)

@@ -36,6 +36,8 @@ def check_state(operator: str, kv: Tensor, k: Tensor, v: Tensor, feature_dim: in
     batch, heads, n = v.shape[0], v.shape[-2], num_features(feature_dim)
     checks.shaped(operator, "state.kv", kv, (batch, heads, n, v.shape[-1]), v.device)
     checks.shaped(operator, "state.k", k, (batch, heads, n), v.device)
+    checks.floating(operator, "state.kv", kv)
+    checks.floating(operator, "state.k", k)
     if in_place:
         for name, x in (("state.kv", kv), ("state.k", k)):
             checks.held_in(operator, name, x, wide(v.dtype))
@@ -76,6 +78,7 @@ def taylor_linear_attention(
         checks.shaped(name, "mask", mask, (v.shape[0], v.shape[1]), v.device)
     if decay is not None:
         checks.shaped(name, "decay", decay, (v.shape[2],), v.device)
+        checks.floating(name, "decay", decay)
     y, final = select(name, v, backend)(q, k, v, state, mask, decay)
     return y, final
 
@@ -136,6 +139,7 @@ def prefix_linear_attention(
             checks.shaped(name, which, given, (like.shape[0], like.shape[1]), v.device)
     if decay is not None:
         checks.shaped(name, "decay", decay, (v.shape[2],), v.device)
+        checks.floating(name, "decay", decay)
     run = select_fused(name, "taylor_linear_attention", v, backend)
     if run is None:
         state = encode_prefix(k_enc, v_enc, mask_enc, backend=backend)
@@ -170,8 +174,10 @@ def taylor_linear_attention_step(
         _quick_steps[backend] = import_module(run.__module__).quick_step
     checks.qkv(name, q, k, v, 3)
     check_state(name, kv, k_sum, v, q.shape[-1], in_place=True)
+    checks.inference(name, q, k, v, decay)
     if decay is not None:
         checks.shaped(name, "decay", decay, (v.shape[1],), v.device)
+        checks.floating(name, "decay", decay)
     checks.apart(name, {"state.kv": kv, "state.k": k_sum}, {"q": q, "k": k, "v": v, "decay": decay})
     out: Tensor = run(q, k, v, state, decay)
     return out

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from jrt_eval.kernels.causal_dot_product.backward import heads, segments, walk
-from jrt_eval.kernels.layout import wide
+from jrt_eval.kernels.layout import unmasked, wide
 from jrt_eval.kernels.taylor_linear_attention.features import feature_map, feature_map_backward
 
 
@@ -25,6 +25,7 @@ def taylor_backward(
 
     The normaliser is one more value column, and its gradient -(gy / below).y.
     """
+    k, v = unmasked(k, mask), unmasked(v, mask)
     dtype = wide(v.dtype)
     dq, dk, dv = (x.new_empty(x.shape, dtype=dtype) for x in (q, k, v))
     after = torch.cat([g_kv.to(dtype), g_k.to(dtype)[..., None]], -1)
@@ -55,6 +56,7 @@ def taylor_backward(
 
 def encode_backward(k: Tensor, v: Tensor, mask: Tensor | None, g_kv: Tensor, g_k: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of k and v from those of the sums KV = sum phi(k) v^T and K = sum phi(k)."""
+    k, v = unmasked(k, mask), unmasked(v, mask)
     dtype = wide(v.dtype)
     dk, dv = (x.new_empty(x.shape, dtype=dtype) for x in (k, v))
     g = torch.cat([g_kv.to(dtype), g_k.to(dtype)[..., None]], -1)

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad as _forward_ad
 from torch.autograd.graph import increment_version
 
 from jrt_eval.errors import UserError
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import DTYPES, address, learns, single
+from jrt_eval.kernels.arguments import DTYPES, address, learns, single, step_on_views
 from jrt_eval.kernels.taylor_linear_attention import backward, reference, schema
 from jrt_eval.kernels.taylor_linear_attention.features import num_features
 from jrt_eval.kernels.taylor_linear_attention.state import TaylorState
@@ -161,23 +162,17 @@ def _prefill_backward(
     kv: Tensor | None,
     k_sum: Tensor | None,
     mask: Tensor | None,
-    decay: Tensor | None,
     y: Tensor,
     denominator: Tensor,
     grad_y: Tensor,
     grad_kv: Tensor,
     grad_k_sum: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if decay is not None:
-        raise UserError(
-            "taylor_linear_attention has no compiled gradient with decay; call jrt_eval.kernels.taylor_linear_attention"
-        )
     return _linear_backward(q, k, v, kv, k_sum, mask, y, denominator.contiguous(), grad_y, grad_kv, grad_k_sum)
 
 
 def _step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Tensor | None) -> Tensor:
     batch, heads, n, head_dim = kv.shape
-    q, k, v = q.resolve_neg(), k.resolve_neg(), v.resolve_neg()
     y = _empty_like(v, memory_format=_contiguous)
     rates = single(decay)  # held here while its address is used
     try:
@@ -214,9 +209,14 @@ _c.prepare_quick_step(Tensor, getattr(Tensor, "__dlpack_c_exchange_api__", None)
 def quick_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Tensor | None) -> Tensor | None:
     """The step, if its arguments are plainly right; None if they need a closer look (all do before PyTorch 2.10)."""
     y = _empty_like(v) if v.is_contiguous() else _empty_like(v, memory_format=_contiguous)
-    if kv.requires_grad or k_sum.requires_grad or not _quick(q, k, v, kv, k_sum, decay, y, _threads()):
+    if kv.requires_grad or k_sum.requires_grad or _forward_ad._current_level >= 0:
         return None
-    if _grad_enabled():
+    grad = _grad_enabled()
+    if grad and (q.requires_grad or k.requires_grad or v.requires_grad or (decay is not None and decay.requires_grad)):
+        return None
+    if not _quick(q, k, v, kv, k_sum, decay, y, _threads()):
+        return None
+    if grad:
         increment_version((kv, k_sum))
     return y
 
@@ -232,8 +232,6 @@ def taylor_linear_attention(
     q: Tensor, k: Tensor, v: Tensor, state: TaylorState | None, mask: Tensor | None, decay: Tensor | None
 ) -> tuple[Tensor, TaylorState]:
     kv, k_sum = (None, None) if state is None else state
-    if decay is not None and learns(q, k, v, kv, k_sum, decay):
-        return reference.taylor_linear_attention(q, k, v, state, mask, decay)
     y, kv_out, k_out, _ = schema.taylor_linear_attention.call(q, k, v, kv, k_sum, mask, decay)
     return y, TaylorState(kv_out, k_out)
 
@@ -246,7 +244,7 @@ def encode_prefix(k: Tensor, v: Tensor, mask: Tensor | None) -> TaylorState:
 
 def taylor_linear_attention_step(q: Tensor, k: Tensor, v: Tensor, state: TaylorState, decay: Tensor | None) -> Tensor:
     # Steps are for inference: past tracing there is nothing that PyTorch's dispatcher would add.
-    y: Tensor = (schema.taylor_linear_attention_step.call if _compiling() else _step)(
-        q, k, v, state[0], state[1], decay
-    )
-    return y
+    if _compiling():
+        y: Tensor = schema.taylor_linear_attention_step.call(q, k, v, state[0], state[1], decay)
+        return y
+    return step_on_views(_step, slice(3, 5), q, k, v, state[0], state[1], decay)

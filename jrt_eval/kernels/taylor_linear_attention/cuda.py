@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from jrt_eval.errors import UserError
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import DTYPES, address, learns, single
+from jrt_eval.kernels.arguments import DTYPES, address, learns, single, step_on_views
 from jrt_eval.kernels.device import facts, stream
+from jrt_eval.kernels.layout import unmasked
 from jrt_eval.kernels.optional import triton_module
 from jrt_eval.kernels.taylor_linear_attention import backward, reference, schema
 from jrt_eval.kernels.taylor_linear_attention.features import num_features
@@ -199,17 +199,13 @@ def _prefill_backward(
     kv: Tensor | None,
     k_sum: Tensor | None,
     mask: Tensor | None,
-    decay: Tensor | None,
     y: Tensor,
     denominator: Tensor,
     grad_y: Tensor,
     grad_kv: Tensor,
     grad_k_sum: Tensor,
 ) -> tuple[Tensor, ...]:
-    if decay is not None:
-        raise UserError(
-            "taylor_linear_attention has no compiled gradient with decay; call jrt_eval.kernels.taylor_linear_attention"
-        )
+    k, v = unmasked(k, mask), unmasked(v, mask)
     with torch.cuda.device(v.device):
         found = _gradients(k, v).taylor_backward(q, k, v, kv, k_sum, mask, y, denominator, grad_y, grad_kv, grad_k_sum)
     return tuple(x.contiguous() for x in found)
@@ -218,6 +214,7 @@ def _prefill_backward(
 def _encode_backward(
     k: Tensor, v: Tensor, mask: Tensor | None, grad_kv: Tensor, grad_k_sum: Tensor
 ) -> tuple[Tensor, Tensor]:
+    k, v = unmasked(k, mask), unmasked(v, mask)
     with torch.cuda.device(v.device):
         gk, gv = _gradients(k, v).encode_backward(k, v, mask, grad_kv, grad_k_sum)
     return gk, gv
@@ -228,7 +225,6 @@ def _step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Ten
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
     if y.numel() == 0:
         return y
-    q, k, v = q.resolve_neg(), k.resolve_neg(), v.resolve_neg()
     rates = single(decay)  # held here while its address is used
     with torch.cuda.device(v.device):
         _c.step(
@@ -267,7 +263,7 @@ def taylor_linear_attention(
 ) -> tuple[Tensor, TaylorState]:
     kv, k_sum = (None, None) if state is None else state
     gradient = learns(q, k, v, kv, k_sum, decay)
-    if (gradient and decay is not None) or not fits(v, k.shape[3], True, decay):
+    if not fits(v, k.shape[3], True, decay):
         return reference.taylor_linear_attention(q, k, v, state, mask, decay)
     if gradient or _compiling():
         y, kv_out, k_out, _ = schema.taylor_linear_attention.call(q, k, v, kv, k_sum, mask, decay)
@@ -303,5 +299,7 @@ def taylor_linear_attention_step(q: Tensor, k: Tensor, v: Tensor, state: TaylorS
     exact = kv.dtype == torch.float32 and k_sum.dtype == torch.float32
     if not exact or q.shape[-1] > STEP_FEATURE_DIM or v.shape[-1] > STEP_HEAD_DIM:
         return reference.taylor_linear_attention_step(q, k, v, state, decay)
-    y: Tensor = (schema.taylor_linear_attention_step.call if _compiling() else _step)(q, k, v, kv, k_sum, decay)
-    return y
+    if _compiling():
+        y: Tensor = schema.taylor_linear_attention_step.call(q, k, v, kv, k_sum, decay)
+        return y
+    return step_on_views(_step, slice(3, 5), q, k, v, kv, k_sum, decay)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jrt_eval.kernels.layout import heads_first, wide
+from jrt_eval.kernels.layout import heads_first, unmasked, weighted_sum, wide
 from jrt_eval.kernels.taylor_linear_attention.features import feature_map, num_features
 from jrt_eval.kernels.taylor_linear_attention.state import TaylorState
 
@@ -25,6 +25,7 @@ def taylor_linear_attention(
     batch, length, heads, head_dim = v.shape
     n = num_features(q.shape[-1])
     out_dtype = v.dtype
+    k, v = unmasked(k, mask), unmasked(v, mask)
     q, k, v = heads_first(q, dtype), heads_first(k, dtype), heads_first(v, dtype)
     if state is None:
         kv = v.new_zeros(batch, heads, n, head_dim)
@@ -40,13 +41,14 @@ def taylor_linear_attention(
         qc, kc, vc = q[:, :, at], k[:, :, at], v[:, :, at]
         s = qc @ kc.transpose(-1, -2) * scale
         p = (1 + s + 0.5 * s * s).tril()
+        sees = torch.ones(p.shape[-2:], dtype=torch.bool, device=p.device).tril()
         fq, fk = feature_map(qc), feature_map(kc)
         if weight is not None:
             p = p * weight[:, :, at].transpose(-1, -2)
             fk = fk * weight[:, :, at]
         denominator = p.sum(-1, keepdim=True) + fq @ k_sum[..., None]
         if rate is None:
-            numerator = p @ vc + fq @ kv
+            numerator = weighted_sum(p, vc, sees) + fq @ kv
             kv = kv + fk.transpose(-1, -2) @ vc
         else:
             # A masked position does not count: decay goes by the number of tokens between i and j.
@@ -55,7 +57,7 @@ def taylor_linear_attention(
             else:
                 age = (weight[:, :, at, 0] != 0).to(dtype).cumsum(-1)  # (batch, 1, chunk)
             gap = (age[..., :, None] - age[..., None, :]).clamp(min=0)
-            numerator = (p * rate[..., None] ** gap) @ vc + (rate**age)[..., None] * (fq @ kv)
+            numerator = weighted_sum(p * rate[..., None] ** gap, vc, sees) + (rate**age)[..., None] * (fq @ kv)
             last = age[..., -1:]
             kv = (rate**last)[..., None] * kv + (fk * (rate ** (last - age))[..., None]).transpose(-1, -2) @ vc
         ys.append(numerator / (denominator + EPS))
@@ -68,7 +70,7 @@ def taylor_linear_attention(
 
 def encode_prefix(k: Tensor, v: Tensor, mask: Tensor | None) -> TaylorState:
     dtype = wide(v.dtype)
-    k, v = heads_first(k, dtype), heads_first(v, dtype)
+    k, v = heads_first(unmasked(k, mask), dtype), heads_first(unmasked(v, mask), dtype)
     n = num_features(k.shape[-1])
     kv = v.new_zeros(*v.shape[:2], n, v.shape[-1])
     k_sum = v.new_zeros(*v.shape[:2], n)
