@@ -105,13 +105,6 @@ JRT_INLINE void scale_rows(const float* from, float* to, const float* weight, in
     for (int64_t i = 0; i < width; i += kW) store(to + t * width + i, mul(load(from + t * width + i), set1(weight[t])));
 }
 
-// Whether every number of `rows` is finite: 0 times each of them adds to 0.
-JRT_INLINE bool all_finite(const float* rows, int64_t n) {
-  Vec total = zero();
-  for (int64_t i = 0; i < n; i += kW) total = fma(load(rows + i), zero(), total);
-  return sum(total) == 0.0f;
-}
-
 template <int D>
 void ssd_chunk(const SsdArgs& p, const SsdScratch& s, int64_t batch, int64_t head, float* h, int64_t start, int64_t tokens) {
   constexpr int64_t T = kSsdTokens;

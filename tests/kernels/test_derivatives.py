@@ -49,11 +49,21 @@ CASES: dict[str, tuple[list[Tensor], Callable[..., Any]]] = {
         lambda a, b, weight, **x: kernels.short_conv(a, weight, gate=b, **x)[0],
     ),
     "selective_scan": (
-        [normal(2, 20, 6, seed=1), normal(2, 20, 6, seed=2).abs(), -normal(6, 4).abs(), *(normal(2, 20, 4, seed=i) for i in (3, 4))],
+        [
+            normal(2, 20, 6, seed=1),
+            normal(2, 20, 6, seed=2).abs(),
+            -normal(6, 4).abs(),
+            *(normal(2, 20, 4, seed=i) for i in (3, 4)),
+        ],
         lambda x, dt, a, b, c, **k: kernels.selective_scan(x, dt, a, b, c, **k)[0],
     ),
     "ssd": (
-        [normal(2, 20, 3, 4, seed=1), normal(2, 20, 3, seed=2).abs(), -normal(3).abs(), *(normal(2, 20, 1, 4, seed=i) for i in (3, 4))],
+        [
+            normal(2, 20, 3, 4, seed=1),
+            normal(2, 20, 3, seed=2).abs(),
+            -normal(3).abs(),
+            *(normal(2, 20, 1, 4, seed=i) for i in (3, 4)),
+        ],
         lambda x, dt, a, b, c, **k: kernels.ssd(x, dt, a, b, c, **k)[0],
     ),
 }

@@ -64,13 +64,27 @@ STEPS: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
     ),
     "selective_scan_step": (
         scan,
-        [normal(2, 6), torch.rand(2, 6), -torch.rand(6, 4), *(normal(2, 4, seed=i) for i in (1, 2)), normal(6),
-         normal(2, 6, seed=3), normal(2, 6, 4, seed=4)],
+        [
+            normal(2, 6),
+            torch.rand(2, 6),
+            -torch.rand(6, 4),
+            *(normal(2, 4, seed=i) for i in (1, 2)),
+            normal(6),
+            normal(2, 6, seed=3),
+            normal(2, 6, 4, seed=4),
+        ],
     ),
     "ssd_step": (
         ssd,
-        [normal(2, 3, 5), torch.rand(2, 3), -torch.rand(3), *(normal(2, 1, 4, seed=i) for i in (1, 2)), normal(3),
-         normal(2, 3, 5, seed=3), normal(2, 3, 5, 4, seed=4)],
+        [
+            normal(2, 3, 5),
+            torch.rand(2, 3),
+            -torch.rand(3),
+            *(normal(2, 1, 4, seed=i) for i in (1, 2)),
+            normal(3),
+            normal(2, 3, 5, seed=3),
+            normal(2, 3, 5, 4, seed=4),
+        ],
     ),
 }
 
