@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jrt_eval.kernels.arguments import transforming
+
 BLOCK = 1024  # tokens whose states exist at the same time
 CHUNK = 32
 
@@ -98,6 +100,8 @@ def selective_scan_step(
 
 def _recurrence(decay: Tensor, drive: Tensor) -> Tensor:
     """h_t = decay_t h_{t-1} + drive_t along dimension 1, from h_0 = 0; both (batch, length, ...)."""
+    if transforming():  # which a custom autograd function has no rules for
+        return _scan(decay, drive)
     h: Tensor = _Recurrence.apply(decay, drive)  # type: ignore[no-untyped-call]
     return h
 
