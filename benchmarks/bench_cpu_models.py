@@ -130,6 +130,33 @@ def measure(shape: str, folder: Path, args: argparse.Namespace) -> dict[str, Any
     return result
 
 
+@torch.inference_mode()
+def rounding(folder: Path, tokens: int = 300) -> None:
+    """Differences of logits from float64, over random tokens: of PyTorch's products and of oneDNN's."""
+    ids = torch.randint(0, 1000, (1, tokens), generator=torch.Generator().manual_seed(0))
+    exact = load_model(folder, device="cpu", dtype="float32").double()(ids).logits  # type: ignore[attr-defined]
+    print(
+        f"{folder.name:15} logits of {tokens} random tokens have standard deviation {exact.std():.2f}; from float64 differ",
+        flush=True,
+    )
+    for dtype, setting in (("float32", "torch"), ("float32", "packed"), ("bfloat16", "packed")):
+        logits = load_model(folder, device="cpu", dtype=dtype, cpu_linear=setting)(ids).logits
+        error = logits.double() - exact
+        print(
+            f"{'':15} {dtype} {setting}: {error.square().mean().sqrt():.1e} in root mean square, {error.abs().max():.1e} at most",
+            flush=True,
+        )
+
+
+def products() -> None:
+    """The measured times of linear layers on one thread."""
+    for shape, times in linear.cached_times().items():
+        row = ", ".join(f"{name} {' '.join(f'{1e6 * t:.0f}' for t in each)}" for name, each in times.items())
+        print(
+            f"{shape}: microseconds for {', '.join(map(str, linear.selection.ROWS))} tokens: {row} -> {linear.fastest(times)}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default=",".join(SHAPES), help="which models, separated by commas")
@@ -141,12 +168,20 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=48, help="tokens to generate")
     parser.add_argument("--rows", type=int, default=8, help="prompts, all in one batch")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument(
+        "--rounding", action="store_true", help="with --folder: only differences of logits from float64"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     logging.disable(logging.WARNING)
     print(
         f"{linear.selection.machine()}, {args.threads} threads, {args.clock} time, {args.rows} prompts of {args.tokens} tokens"
     )
+    if args.rounding:
+        if args.folder is None:
+            parser.error("--rounding needs --folder")
+        rounding(args.folder)
+        return
     results = []
     for shape in [args.folder.name] if args.folder else args.shapes.split(","):
         if args.folder:
@@ -157,6 +192,7 @@ def main() -> None:
                 results.append(measure(shape, Path(folder), args))
         if args.out:
             args.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    products()
 
 
 if __name__ == "__main__":
