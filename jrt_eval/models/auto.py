@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from jrt_eval.kernels.memory import keep_freed_memory
 from jrt_eval.models.checkpoints import Checkpoint, family_of
 from jrt_eval.models.interface import LanguageModel
 from jrt_eval.models.recurrent.checkpoint import load_jrt
+from jrt_eval.models.recurrent.fla_checkpoint import is_ours, load_fla
 from jrt_eval.models.recurrent.mamba_checkpoint import load_mamba
 from jrt_eval.models.transformers import load_transformers
 from jrt_eval.models.weights import as_dtype
@@ -70,6 +72,8 @@ def load_model(
         model = load_mamba(
             checkpoint, raw, device=where, dtype=kind, backend=backend, arch=arch, cuda_graphs=cuda_graphs
         )
+    elif family == "fla" and arch is None and is_ours(raw) and not (where.type == "cuda" and find_spec("fla")):
+        model = load_fla(checkpoint, raw, device=where, dtype=kind, backend=backend)
     else:
         model = load_transformers(
             checkpoint,

@@ -68,6 +68,8 @@ class ModelConfig:
             return "jrt"
         if "linear_attention" in kinds:
             return "based"
+        if len(kinds) == 1 and not kinds & {"attention", "convolution", "sliding_window"}:
+            return kinds.pop()
         return "attn" if kinds == {"attention"} else "hybrid"
 
     @property
