@@ -62,6 +62,7 @@ def parse_fla_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
     )
     facts = ModelFacts(width, 1, width, 0.0, 10000.0, False, False, False, None)
     mixer = MIXERS[str(raw["model_type"])].read(top, facts)
+    assert isinstance(mixer, GatedMixerConfig)
     return ModelConfig(
         vocab_size=vocabulary,
         padded_vocab_size=vocabulary,
