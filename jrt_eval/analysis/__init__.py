@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jrt_eval.analysis.collecting import collect
+    from jrt_eval.analysis.comparison import Comparison, compare_models, compare_variants
     from jrt_eval.analysis.load import Results, load_results
     from jrt_eval.analysis.published import published_scores
-    from jrt_eval.analysis.statistics import Comparison, compare_models, compare_variants
-    from jrt_eval.analysis.tables import gain_table, length_table, prompt_table
+    from jrt_eval.analysis.tables import gain_table, length_table, prompt_table, scores_table
 
 __all__ = [
     "Comparison",
@@ -26,19 +26,21 @@ __all__ = [
     "load_results",
     "prompt_table",
     "published_scores",
+    "scores_table",
 ]
 
 _HOME = {
-    "Comparison": "statistics",
+    "Comparison": "comparison",
     "Results": "load",
     "collect": "collecting",
-    "compare_models": "statistics",
-    "compare_variants": "statistics",
+    "compare_models": "comparison",
+    "compare_variants": "comparison",
     "gain_table": "tables",
     "length_table": "tables",
     "load_results": "load",
     "prompt_table": "tables",
     "published_scores": "published",
+    "scores_table": "tables",
 }
 
 

@@ -18,6 +18,11 @@ import re
 
 import pandas as pd
 
+from jrt_eval.analysis.load import Results
+from jrt_eval.analysis.notes import Notes
+from jrt_eval.analysis.pairing import find_arms
+from jrt_eval.analysis.schema import METRIC_PREFIX
+
 MODES = ("correct", "empty", "repetition", "from_document", "not_in_document")
 
 _WORD = re.compile(r"\w+")
@@ -35,30 +40,34 @@ def failure_mode(generation: str, prompt: str, correct: bool) -> str:
         return "repetition"
     first = next((line for line in generation.splitlines() if _WORD.search(line)), "")
     given = " ".join(_WORD.findall(_END.split(first.strip(), maxsplit=1)[0].lower())) or " ".join(words)
-    return "from_document" if f" {given} " in f" {' '.join(_WORD.findall(prompt.lower()))} " else "not_in_document"
+    return "from_document" if _occurs(given, prompt.lower()) else "not_in_document"
 
 
-def failure_modes(predictions: pd.DataFrame, metric: str) -> pd.Series[str]:
-    """The mode of each row; correct means that the metric is 1 (above one half, for a metric between)."""
-    columns = zip(
-        predictions["generation"].fillna("").astype(object),
-        predictions["prompt"].fillna("").astype(object),
-        (predictions[f"metric_{metric}"] > 0.5).astype(object),
-        strict=True,
-    )
-    modes = [failure_mode(generation, prompt, bool(correct)) for generation, prompt, correct in columns]
-    return pd.Series(pd.Categorical(modes, categories=list(MODES)), index=predictions.index, name="mode")
+def _occurs(given: str, text: str) -> bool:
+    """Whether these words stand in the text in this order, with anything but words between them."""
+    words = given.split(" ")
+    if not all(word in text for word in words):  # most answers end here; the search below is slow
+        return False
+    return re.search(r"(?<!\w)" + r"\W+".join(map(re.escape, words)) + r"(?!\w)", text) is not None
 
 
-def failure_table(predictions: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Counts: a row per model, dataset and variant, a column per mode, and n."""
-    keys = ["model", "dataset", "variant"]
-    frame = predictions[keys].astype(object).assign(mode=failure_modes(predictions, metric))
-    counts = frame.groupby([*keys, "mode"], observed=False, dropna=False).size().unstack("mode", fill_value=0)
-    counts = counts[list(MODES)]
-    counts = counts[counts.sum(axis=1) > 0]
-    counts.columns = pd.Index(list(MODES))
-    return counts.assign(n=counts.sum(axis=1)).reset_index()
+def failure_table(results: Results, metric: str, *, filter_name: str | None = None) -> pd.DataFrame:
+    """Counts: a row per model, data set and variant, a column per mode, and n. An answer is correct above one half."""
+    column = METRIC_PREFIX + metric
+    rows = []
+    for arm in find_arms(results, metric, Notes(), filter_name=filter_name):
+        counts = dict.fromkeys(MODES, 0)
+        for unit in arm.units:
+            frame = results.read(unit, ["filter", column, "generation", "prompt"])
+            frame = frame[(frame["filter"] == arm.filter) & frame[column].notna()]
+            wrong = frame[frame[column] <= 0.5]
+            counts["correct"] += len(frame) - len(wrong)
+            texts = [wrong[name].fillna("").to_numpy(dtype=object) for name in ("generation", "prompt")]
+            for generation, prompt in zip(*texts, strict=True):
+                counts[failure_mode(generation, prompt, False)] += 1
+        rows.append({"model": arm.label, "dataset": arm.shown, "variant": arm.variant, **counts})
+    table = pd.DataFrame(rows, columns=["model", "dataset", "variant", *MODES])
+    return table.assign(n=table[list(MODES)].sum(axis=1)).sort_values(["model", "dataset", "variant"], ignore_index=True)
 
 
 def _repeats(words: list[str]) -> bool:

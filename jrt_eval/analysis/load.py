@@ -1,35 +1,125 @@
-"""`load_results`: the two frames in Python, from a collected folder or straight from lm-eval's output."""
+"""`load_results`: scores and predictions in Python, from collected folders or straight from lm-eval's output.
+
+Scores are read at once, predictions on demand: a comparison needs a few narrow columns of a data set whose prompts may
+be gigabytes. A *unit* is what one run said about one task; the units are known without reading any prediction, and
+`Results.read` reads chosen columns of one.
+"""
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pandas as pd
 import pyarrow as pa
-import pyarrow.dataset as pa_dataset
 import pyarrow.parquet as pq
 
-from jrt_eval.analysis.collecting import MANIFEST, scores_table, survey_tree
-from jrt_eval.analysis.samples import BadSamples, conform, read_batches
-from jrt_eval.analysis.schema import METRIC_PREFIX, predictions_schema
+from jrt_eval.analysis.parse import Entry, keep_usable, parse_samples
+from jrt_eval.analysis.samples import conform
+from jrt_eval.analysis.schema import METRIC_PREFIX, RUN_COLUMNS, WEIGHT_PREFIX, predictions_schema
+from jrt_eval.analysis.tree import MANIFEST, Survey, scores_table, survey_tree
 from jrt_eval.errors import UserError, nearest
 
 
-@dataclass
+@dataclass(frozen=True)
+class Unit:
+    """The predictions of one run for one task. numbers: its columns `metric_...` and `weight_...`."""
+
+    run_id: str
+    model: str
+    task: str
+    dataset: str
+    variant: str | None
+    context_length: int | None
+    filters: tuple[str, ...]
+    numbers: tuple[str, ...]
+    rows: int
+    parts: tuple[Path, ...] = ()
+
+    @property
+    def metrics(self) -> list[str]:
+        return [name.removeprefix(METRIC_PREFIX) for name in self.numbers if name.startswith(METRIC_PREFIX)]
+
+
 class Results:
     """Tidy results; the columns are documented in `jrt_eval.analysis.schema`.
 
-    scores: a row per run, task and metric. predictions: a row per run, document (and filter). skipped: file -> reason.
+    scores: a row per run, task, metric and filter. predictions: a row per run, document and filter, read when first
+    asked for. skipped: file -> reason, and notes; of a tree that was not collected they are complete once predictions
+    or units have been asked for.
     """
 
-    scores: pd.DataFrame
-    predictions: pd.DataFrame
-    skipped: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    def __init__(
+        self,
+        scores: pd.DataFrame,
+        predictions: pd.DataFrame | None = None,
+        *,
+        units: list[Unit] | None = None,
+        survey: Survey | None = None,
+        columns: list[str] | None = None,
+        skipped: dict[str, str] | None = None,
+        notes: Iterable[str] = (),
+    ) -> None:
+        self.scores = scores
+        self.skipped = dict(skipped or {})
+        self.notes = list(notes)
+        self._predictions = predictions
+        self._units = units
+        self._survey = survey
+        self._columns = columns
+        self._folder: tempfile.TemporaryDirectory[str] | None = None  # parts of a survey; removed with the last Results
+        self._rows: dict[Any, Any] | None = None  # of predictions in memory: the row numbers of each unit
+
+    @property
+    def units(self) -> list[Unit]:
+        """What can be read, in the order of model and task."""
+        if self._units is None:
+            self._units = self._parse() if self._predictions is None else _units_of(self._predictions)
+        return self._units
+
+    @property
+    def predictions(self) -> pd.DataFrame:
+        """All predictions in memory. Strings are Arrow-backed, names are categoricals, counts are nullable integers."""
+        if self._predictions is None:
+            units = self.units
+            schema = predictions_schema(name for unit in units for name in unit.numbers)
+            if self._columns is not None:
+                schema = pa.schema([schema.field(name) for name in _check(self._columns, schema.names)])
+            tables = [conform(_table(part, schema.names), schema) for unit in units for part in unit.parts]
+            self._predictions = to_pandas(pa.concat_tables([schema.empty_table(), *tables]))
+        return self._predictions
+
+    def read(self, unit: Unit, columns: list[str], first: int | None = None) -> pd.DataFrame:
+        """These columns of one unit, of its `first` rows if that is given.
+
+        A number column that the unit does not have is missing in every row.
+        """
+        if self._predictions is not None and self._columns is None:
+            frame = self._predictions
+            if self._rows is None:
+                self._rows = dict(frame.groupby(["run_id", "task"], observed=True, sort=False).indices)
+            rows = self._rows[unit.run_id, unit.task]
+            return frame.iloc[rows[:first]].reindex(columns=columns).reset_index(drop=True)
+        schema = predictions_schema(name for name in columns if name.startswith((METRIC_PREFIX, WEIGHT_PREFIX)))
+        schema = pa.schema([schema.field(name) for name in columns])
+        tables: list[pa.Table] = [schema.empty_table()]
+        for part in unit.parts:
+            left = None if first is None else first - sum(len(table) for table in tables)
+            if left is None or left > 0:
+                tables.append(conform(_table(part, columns, left), schema))
+        return to_pandas(pa.concat_tables(tables))
+
+    def with_predictions(self, predictions: pd.DataFrame) -> Results:
+        """The same results with other predictions."""
+        changed = copy.copy(self)
+        changed._predictions, changed._units, changed._rows = predictions, None, None
+        return changed
 
     def of_models(self, models: Iterable[str]) -> Results:
         """Only these models. Raises UserError for an unknown one."""
@@ -38,11 +128,7 @@ class Results:
         for model in wanted:
             if model not in known:
                 raise UserError(f"no model {model!r}{nearest(model, known)}: there are {', '.join(known)}")
-        return replace(
-            self,
-            scores=self.scores[self.scores["model"].isin(wanted)],
-            predictions=self.predictions[self.predictions["model"].isin(wanted)].reset_index(drop=True),
-        )
+        return self._only("model", set(wanted))
 
     def of_tasks(self, tasks: Iterable[str]) -> Results:
         """Only these tasks; a data set's name (`fda`) means each of its variants. Raises UserError for an unknown one."""
@@ -52,87 +138,176 @@ class Results:
         for task in sorted(wanted):
             if task not in known:
                 raise UserError(f"no task {task!r}{nearest(task, known)}: there are {', '.join(known)}")
-        kept = names.loc[names["task"].isin(wanted) | names["dataset"].isin(wanted), "task"]
-        return replace(
-            self,
-            scores=self.scores[self.scores["task"].isin(kept)],
-            predictions=self.predictions[self.predictions["task"].isin(kept)].reset_index(drop=True),
-        )
+        return self._only("task", set(names.loc[names["task"].isin(wanted) | names["dataset"].isin(wanted), "task"]))
+
+    def _only(self, column: str, names: set[str]) -> Results:
+        changed = copy.copy(self)
+        changed.scores = self.scores[self.scores[column].isin(names)]
+        if self._predictions is not None:
+            changed._predictions = self._predictions[self._predictions[column].isin(names)].reset_index(drop=True)
+            changed._units = changed._rows = None
+        elif self._survey is not None and self._units is None:
+            changed._survey = copy.copy(self._survey)
+            changed._survey.samples = [s for s in self._survey.samples if s.run[column] in names]
+        else:
+            changed._units = [unit for unit in self.units if getattr(unit, column) in names]
+        return changed
+
+    def _parse(self) -> list[Unit]:
+        """Parse the sample files of a tree that was not collected, into a temporary folder."""
+        if self._survey is None:
+            return []
+        self._folder = tempfile.TemporaryDirectory(prefix="jrt-eval-")
+        folder = Path(self._folder.name)
+        entries = parse_samples(self._survey.samples, folder)
+        before = len(self._survey.notes)
+        used = keep_usable(self._survey, entries)
+        self.skipped = dict(sorted(self._survey.skipped.items()))
+        self.notes += self._survey.notes[before:]
+        return _units(used.values(), folder)
 
     def __repr__(self) -> str:
         models = self.scores["model"].nunique()
         tasks = self.scores["task"].nunique()
-        return (
-            f"Results({models} models, {tasks} tasks, {len(self.scores)} scores, {len(self.predictions)} predictions)"
-        )
+        predictions = sum(unit.rows for unit in self.units)
+        return f"Results({models} models, {tasks} tasks, {len(self.scores)} scores, {predictions} predictions)"
 
 
-def load_results(folder: str | os.PathLike[str], *, keep: str = "newest", columns: list[str] | None = None) -> Results:
-    """Load a folder that `jrt-eval collect` wrote, or a tree of lm-eval output (read into memory, nothing written).
+def load_results(
+    *folders: str | os.PathLike[str], keep: str = "newest", columns: list[str] | None = None
+) -> Results:
+    """Load folders that `jrt-eval collect` wrote, or trees of lm-eval output (nothing is written there).
 
-    keep: as in `collect`; a collected folder has what its collect kept. columns: the prediction columns to load (all).
-    Strings are Arrow-backed, names are categoricals, counts are nullable integers. Raises UserError.
+    keep: as in `collect`; a collected folder has what its collect kept. columns: the columns of `predictions` (all).
+    Raises UserError.
     """
-    root = Path(folder)
-    if (root / MANIFEST).is_file() and (root / "scores.parquet").is_file():
-        return _load_collected(root, columns)
-    survey = survey_tree(root, keep=keep)
-    tables: list[pa.Table] = []
-    for sample in survey.samples:
-        try:
-            batches = list(read_batches(root / sample.path, sample.run))
-        except BadSamples as error:
-            survey.skipped[sample.path] = str(error)
-            continue
-        rows = sum(batch.num_rows for batch in batches)
-        filters = {f for batch in batches for f in batch["filter"].unique().to_pylist()}
-        if rows == 0:
-            survey.skipped[sample.path] = "it is empty"
-        elif sample.expected is not None and rows // max(len(filters), 1) < sample.expected:
-            documents = rows // max(len(filters), 1)
-            survey.skipped[sample.path] = f"half-written: {documents} of {sample.expected} documents"
-        else:
-            tables += batches
-    metrics = {c.removeprefix(METRIC_PREFIX) for t in tables for c in t.column_names if c.startswith(METRIC_PREFIX)}
-    schema = predictions_schema(sorted(metrics))
-    predictions = pa.concat_tables([schema.empty_table(), *(conform(table, schema) for table in tables)])
-    if columns is not None:
-        predictions = predictions.select(_check(columns, schema))
+    roots = [Path(folder) for folder in folders]
+    collected = [root for root in roots if (root / MANIFEST).is_file() and (root / "scores.parquet").is_file()]
+    if not roots or (collected and len(collected) < len(roots)):
+        raise UserError(
+            "name folders of results" if not roots else f"{collected[0]} was collected and others were not: name one kind"
+        )
+    if collected:
+        return _joined([_load_collected(root, columns) for root in roots])
+    survey = survey_tree(roots, keep=keep)
     return Results(
-        scores=_to_pandas(scores_table(survey.rows)),
-        predictions=_to_pandas(predictions),
+        to_pandas(scores_table(survey.rows)),
+        survey=survey,
+        columns=columns,
         skipped=dict(sorted(survey.skipped.items())),
         notes=survey.notes,
     )
 
 
 def _load_collected(root: Path, columns: list[str] | None) -> Results:
-    try:
-        manifest = orjson.loads((root / MANIFEST).read_bytes())
-        scores = pq.read_table(root / "scores.parquet")
-        schema = pq.read_schema(root / "predictions" / "000-schema.parquet")
-        wanted = None if columns is None else _check(columns, schema)
-        parts = sorted((root / "predictions").glob("*.parquet"))
-        predictions = pa_dataset.dataset([str(p) for p in parts], schema=schema).to_table(columns=wanted)
-        skipped = pd.read_csv(root / "skipped.csv")
-    except (OSError, KeyError, pa.ArrowInvalid, orjson.JSONDecodeError) as error:
-        raise UserError(f"{root} is damaged ({str(error).splitlines()[0]}): delete it and collect again") from None
+    for attempt in (1, 2):  # a collect may be replacing the files just now
+        try:
+            manifest = orjson.loads((root / MANIFEST).read_bytes())
+            scores = pq.read_table(root / "scores.parquet")
+            used = [entry for entry in manifest["samples"].values() if entry["used"]]
+            units = _units(used, root / "predictions")
+            lost = next((str(part) for unit in units for part in unit.parts if not part.is_file()), None)
+            if lost is not None:
+                raise FileNotFoundError(f"{lost} is gone")
+            if columns is not None:
+                _check(columns, predictions_schema(n for unit in units for n in unit.numbers).names)
+            return Results(
+                to_pandas(scores),
+                units=units,
+                columns=columns,
+                skipped=dict(sorted(manifest["skipped"].items())),
+                notes=manifest["notes"],
+            )
+        except (OSError, KeyError, TypeError, pa.ArrowInvalid, orjson.JSONDecodeError) as error:
+            if attempt == 2:
+                told = str(error).splitlines()[0]
+                raise UserError(f"{root} is damaged ({told}): delete it and collect again") from None
+    raise AssertionError
+
+
+def _joined(results: Sequence[Results]) -> Results:
+    if len(results) == 1:
+        return results[0]
+    scores = to_pandas(pa.concat_tables([pa.Table.from_pandas(r.scores, preserve_index=False) for r in results]))
+    seen: set[tuple[str, str]] = set()
+    units = []
+    for unit in (unit for r in results for unit in r.units):
+        if (unit.run_id, unit.task) not in seen:
+            units.append(unit)
+        seen.add((unit.run_id, unit.task))
     return Results(
-        scores=_to_pandas(scores),
-        predictions=_to_pandas(predictions),
-        skipped=dict(zip(skipped["file"], skipped["reason"], strict=True)),
-        notes=list(manifest.get("notes", [])),
+        scores.drop_duplicates(["run_id", "task", "metric", "filter"], ignore_index=True),
+        units=units,
+        columns=results[0]._columns,
+        skipped={path: reason for r in results for path, reason in r.skipped.items()},
+        notes=dict.fromkeys(note for r in results for note in r.notes),
     )
 
 
-def _check(columns: list[str], schema: pa.Schema) -> list[str]:
+def _units(entries: Iterable[Entry], folder: Path) -> list[Unit]:
+    units = [
+        Unit(
+            **{name: entry["run"][name] for name in RUN_COLUMNS},
+            filters=tuple(entry["filters"]),
+            numbers=tuple(entry["numbers"]),
+            rows=entry["rows"],
+            parts=tuple(folder / part for part in entry["parts"]),
+        )
+        for entry in entries
+    ]
+    return sorted(units, key=lambda unit: (unit.model, unit.task, unit.run_id))
+
+
+def _units_of(frame: pd.DataFrame) -> list[Unit]:
+    """The units of predictions in memory."""
+    numbers = [c for c in frame.columns if c.startswith((METRIC_PREFIX, WEIGHT_PREFIX))]
+    units = []
+    for (run_id, task), part in frame.groupby(["run_id", "task"], observed=True):
+        first = part.iloc[0]
+        units.append(
+            Unit(
+                run_id=str(run_id),
+                model=str(first["model"]),
+                task=str(task),
+                dataset=str(first["dataset"]),
+                variant=_or_none(first["variant"]),
+                context_length=_or_none(first["context_length"]),
+                filters=tuple(sorted(str(f) for f in part["filter"].unique())),
+                numbers=tuple(c for c in numbers if part[c].notna().any()),
+                rows=len(part),
+            )
+        )
+    return sorted(units, key=lambda unit: (unit.model, unit.task, unit.run_id))
+
+
+def _or_none(value: Any) -> Any:
+    return None if pd.isna(value) else value
+
+
+def _table(part: Path, names: list[str], first: int | None = None) -> pa.Table:
+    """Those of the columns that the part has, of its first rows."""
+    try:
+        with pq.ParquetFile(part) as file:
+            names = [name for name in names if name in file.schema_arrow.names]
+            if first is None:
+                return file.read(names)
+            batches = file.iter_batches(batch_size=max(first, 1), columns=names)
+            found = next(batches, None)
+            return pa.Table.from_batches([found]) if found is not None else file.read(names)
+    except (OSError, pa.ArrowInvalid) as error:
+        told = str(error).splitlines()[0]
+        raise UserError(f"{part} is damaged ({told}): delete the folder and collect again") from None
+
+
+def _check(columns: list[str], known: list[str]) -> list[str]:
     for column in columns:
-        if column not in schema.names:
-            raise UserError(f"predictions have no column {column!r}{nearest(column, schema.names)}")
+        if column not in known:
+            raise UserError(f"predictions have no column {column!r}{nearest(column, known)}")
     return columns
 
 
-def _to_pandas(table: pa.Table) -> pd.DataFrame:
+def to_pandas(table: pa.Table) -> pd.DataFrame:
+    """Strings stay Arrow-backed, dictionaries become categoricals, integers and booleans nullable."""
     types = {
         pa.string(): pd.StringDtype("pyarrow"),
         pa.int64(): pd.Int64Dtype(),

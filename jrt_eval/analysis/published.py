@@ -67,7 +67,7 @@ def published_for(models: list[str], table: int = 1) -> pd.DataFrame:
 
 
 def _last(model: str) -> str:
-    return model.split(" (")[0].rstrip("/").rsplit("/", 1)[-1].lower()
+    return model.split(" (")[0].split(" [")[0].rstrip("/").rsplit("/", 1)[-1].lower()
 
 
 def _checkpoints() -> dict[tuple[str, str, str], list[str]]:

@@ -1,8 +1,7 @@
-"""`report`: one HTML file, without network: the tables, the plots, and a browser of documents.
+"""`report`: one HTML file that needs no network: the conclusion, the tables, the plots, and a browser of documents.
 
-What documents and models say reaches the page in two ways: through Jinja with autoescape, and as gzipped,
-base64-encoded JSON that the page's script unpacks and only ever sets as text. The page's content security policy runs
-no other script.
+Text of documents and models reaches the page in two ways: through Jinja with autoescape, and as gzipped, base64-encoded
+JSON that the page's script unpacks and inserts as text only. The page's content security policy runs no other script.
 
 The JSON is an index (questions, answers, generations, scores), read when the page opens, and chunks of prompts, read
 when a document is looked at.
@@ -14,35 +13,35 @@ import base64
 import gzip
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
-import pandas as pd
 
 from jrt_eval._version import __version__
 from jrt_eval.analysis import plots
+from jrt_eval.analysis.comparison import POOLED, Comparison, compare_variants, gain_by
+from jrt_eval.analysis.documents import document_data
 from jrt_eval.analysis.failures import failure_table
 from jrt_eval.analysis.load import Results
-from jrt_eval.analysis.schema import METRIC_PREFIX
-from jrt_eval.analysis.statistics import Comparison, compare_variants, gain_by_model, pick_metric
+from jrt_eval.analysis.notes import counted
+from jrt_eval.analysis.select import paired_metric, score_metric, single_tasks
+from jrt_eval.analysis.table import Table
 from jrt_eval.analysis.tables import (
-    Table,
-    dataset_name,
+    comparison_unit,
     failures_as_table,
     gain_by_table,
     gain_table,
     length_table,
     overview_table,
     prompt_table,
-    replacing,
+    scores_table,
     version_warnings,
 )
+from jrt_eval.analysis.tree import grouped
 from jrt_eval.errors import UserError
-
-CHUNK = 100  # documents whose prompts are unpacked together
-MOST = 200_000  # predictions that a page takes
+from jrt_eval.files import write_text
 
 BY = {
     "doc_tokens": "tokens of the document",
@@ -55,59 +54,104 @@ BY = {
 
 @dataclass
 class Parts:
-    """What a report is made of: tables and figures by file name, in order, the overview and warnings on top of them."""
+    """What a report consists of: sentences that conclude, tables and figures by file name, warnings.
 
-    overview: Table
-    tables: dict[str, Table]
-    figures: dict[str, Any]
-    notes: list[str]
-    metric: str
-
-
-def make_parts(results: Results, *, metric: str | None = None, published: bool = False, style: str = "screen") -> Parts:
-    """All tables and figures that the results allow. What needs both variants is left out where there is one. Raises
-    UserError.
+    metric: None if there are no samples. comparison: None if nothing was read both once and twice.
     """
-    chosen = pick_metric(results, metric)
-    tables: dict[str, Table] = {}
-    figures: dict[str, Any] = {}
-    notes = list(results.notes)
-    if results.skipped:
-        notes.append(f"{len(results.skipped)} files were skipped when these results were collected")
-    singles = results.scores[~results.scores["group"].fillna(False).astype(bool)]
-    variants = singles["variant"].dropna()
-    if len(variants):
-        tables["prompt"] = prompt_table(results, metric=chosen, published=published)
-        windows = singles.loc[singles["variant"].notna(), "context_length"]
-        if windows.nunique(dropna=False) > 1:
-            tables["length"] = length_table(results, metric=chosen, published=published)
-    else:
-        tables["scores"] = scores_table(results, chosen)
+
+    conclusions: list[str]
+    overview: Table
+    tables: dict[str, Table] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    metric: str | None = None
+    comparison: Comparison | None = None
+
+
+def make_parts(
+    results: Results,
+    *,
+    metric: str | None = None,
+    filter_name: str | None = None,
+    published: bool = False,
+    style: str = "screen",
+) -> Parts:
+    """All tables and figures that the results allow. Raises UserError.
+
+    Results without samples have score tables only; results without read-twice tasks have no gains.
+    """
+    sampled = any(unit.metrics for unit in results.units)
+    chosen = paired_metric(results, metric) if sampled else score_metric(results, metric)
+    notes = [*results.notes, *grouped(results.skipped)]
     comparison = None
-    if set(variants) == {"once", "twice"}:
+    read = set(single_tasks(results.scores)["variant"].dropna())
+    if sampled and {"once", "twice"} <= read:
         try:
-            comparison = compare_variants(results, metric=chosen)
+            comparison = compare_variants(results, metric=chosen, filter_name=filter_name)
         except UserError as error:  # both are there, but of different models or windows: the rest can be shown
             notes.append(str(error))
+    elif not sampled:
+        notes.append("no samples: run lm_eval with --log_samples to see gains with intervals, and documents")
+    parts = Parts(_conclusions(comparison), overview_table(results, comparison), notes=notes, comparison=comparison)
+    parts.metric = chosen if sampled else None
     if comparison is not None:
-        tables["gain"] = gain_table(comparison)
-        figures["gain"] = plots.gain_plot(comparison, style)
+        parts.figures["gain"] = plots.gain_plot(comparison, style)
+        parts.tables["gain"] = gain_table(comparison)
+    _add_score_tables(parts, results, chosen, filter_name, published, read)
+    if comparison is not None:
         for column, what in by_columns(comparison):
-            bins = gain_by_model(comparison.pairs, column)
-            figures[f"gain_by_{column}"] = plots.gain_by_plot(bins, what, style)
-            tables[f"gain_by_{column}"] = gain_by_table(bins, what, comparison.arms)
-    by_length = plots.length_plot(results, chosen, style)
-    if by_length is not None:
-        figures["length"] = by_length
-    for cost in plots.COSTS:
-        figure = plots.cost_plot(results, cost, chosen, style)
+            bins = gain_by(comparison, column)
+            parts.figures[f"gain_by_{column}"] = plots.gain_by_plot(bins, what, comparison, style)
+            parts.tables[f"gain_by_{column}"] = gain_by_table(bins, what, comparison)
+    for name, make in plots.SCORE_PLOTS.items():
+        figure = make(results, chosen, style) if read else None
         if figure is not None:
-            figures[cost] = figure
-    known = results.predictions[results.predictions[METRIC_PREFIX + chosen].notna()]
-    tables["failures"] = failures_as_table(failure_table(known, chosen), chosen)
-    notes += version_warnings(results)
-    notes += [note for name in ("prompt", "gain") if name in tables for note in tables[name].notes]
-    return Parts(overview_table(results, comparison), tables, figures, list(dict.fromkeys(notes)), chosen)
+            parts.figures[name] = figure
+    if sampled:
+        parts.tables["failures"] = failures_as_table(failure_table(results, chosen, filter_name=filter_name), chosen)
+    parts.notes += version_warnings(results)
+    parts.notes += [note for name in ("prompt", "gain") if name in parts.tables for note in parts.tables[name].notes]
+    parts.notes = list(dict.fromkeys(parts.notes))
+    return parts
+
+
+def _add_score_tables(
+    parts: Parts, results: Results, metric: str, filter_name: str | None, published: bool, read: set[str]
+) -> None:
+    singles = single_tasks(results.scores)
+    if read and metric in set(singles.loc[singles["variant"].notna(), "metric"]):
+        parts.tables["prompt"] = prompt_table(results, metric=metric, published=published, filter_name=filter_name)
+        if singles.loc[singles["variant"].notna(), "context_length"].nunique(dropna=False) > 1:
+            parts.tables["length"] = length_table(results, metric=metric, published=published, filter_name=filter_name)
+    parts.tables["scores"] = scores_table(results)
+
+
+def _conclusions(comparison: Comparison | None) -> list[str]:
+    """A sentence per model: what the second reading changed, and whether that is more than chance."""
+    if comparison is None:
+        return []
+    unit = comparison_unit(comparison)
+    lines = []
+    table = comparison.table
+    for model, rows in table.groupby("model", sort=True):
+        pooled = rows[rows["dataset"] == POOLED]
+        row = (pooled if len(pooled) else rows).iloc[0]
+        first, second, gain, low, high = (unit.of(row[name]) for name in ("first", "second", "gain", "low", "high"))
+        digits, percent = unit.decimals, "%" if unit.share else ""
+        if row["p_adjusted"] >= 0.05:
+            verdict = "no change beyond chance"
+            if row["detectable"] == row["detectable"]:
+                found = f"{unit.of(row['detectable']):.{digits}f} {unit.points}"
+                verdict += f"; these documents would have shown one of {found}"
+        else:
+            verdict = "better" if (gain > 0) == comparison.higher_is_better else "worse"
+            verdict += ", beyond chance"
+        lines.append(
+            f"{model}: {first:.{digits}f}{percent} read once, {second:.{digits}f}{percent} read twice. "
+            f"{gain:+.{digits}f} {unit.points} (95% interval {low:+.{digits}f} to {high:+.{digits}f}, "
+            f"{counted(int(row['documents']), 'document')}): {verdict}."
+        )
+    return lines
 
 
 def by_columns(comparison: Comparison) -> list[tuple[str, str]]:
@@ -119,48 +163,56 @@ def by_columns(comparison: Comparison) -> list[tuple[str, str]]:
     return columns
 
 
-def scores_table(results: Results, metric: str) -> Table:
-    """Models x tasks, for results without read-twice tasks."""
-    scores = results.scores[(results.scores["metric"] == metric) & ~results.scores["group"].fillna(False).astype(bool)]
-    plain = scores.astype({"model": object, "task": object}).sort_values("time")
-    wide = 100 * plain.drop_duplicates(["model", "task"], keep="last").pivot(
-        index="model", columns="task", values="value"
-    )
-    frame = wide.reset_index()
-    frame.columns = pd.MultiIndex.from_tuples([(str(c), str(c)) for c in frame.columns])
-    return Table(f"{metric}, percent", frame, 1, [(str(c), str(c)) for c in wide.columns])
-
-
 def write_report(
     results: Results,
     out: str | os.PathLike[str],
     *,
     metric: str | None = None,
+    filter_name: str | None = None,
     published: bool = False,
-    title: str = "Recall, read once and twice",
+    title: str | None = None,
 ) -> None:
     """Write the page to `out`; it appears whole or not at all. Raises UserError."""
     target = Path(out)
     if target.is_dir():
         raise UserError(f"{target} is a folder: --out names an HTML file")
-    page = render(results, metric=metric, published=published, title=title)
-    with replacing(target) as new:
-        new.write_text(page, encoding="utf-8")
+    page = render(results, metric=metric, filter_name=filter_name, published=published, title=title)
+    write_text(target, page)
 
 
-def render(results: Results, *, metric: str | None = None, published: bool = False, title: str) -> str:
+CAPTIONS = {
+    "gain": "Gain per task with its 95% interval",
+    "length": "Score against context length",
+    "state_bytes": "Score against state size",
+    "tokens_per_second": "Score against throughput",
+    "seconds": "Score against evaluation time",
+}
+
+
+def render(
+    results: Results,
+    *,
+    metric: str | None = None,
+    filter_name: str | None = None,
+    published: bool = False,
+    title: str | None = None,
+) -> str:
     """The page as text. Raises UserError."""
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
 
-    parts = make_parts(results, metric=metric, published=published)
+    parts = make_parts(results, metric=metric, filter_name=filter_name, published=published)
     folder = Path(__file__).parent / "report_page"
     script = (folder / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    index, chunks = document_data(results, parts.metric)
-    known = int(results.predictions[METRIC_PREFIX + parts.metric].notna().sum())
-    if len(index["answers"]) < known:
-        parts.notes.append(f"the documents below hold {len(index['answers']):,} of {known:,} predictions")
+    documents = None
+    if parts.metric is not None:
+        documents = document_data(results, parts.metric, filter_name=filter_name)
+        if parts.comparison is not None:
+            documents.index |= {"share": parts.comparison.share, "higher": parts.comparison.higher_is_better}
+        if documents.shown < documents.total:
+            shown = f"the documents below are the first of each task: {documents.shown:,} of {documents.total:,} predictions"
+            parts.notes.append(shown)
     environment = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,
@@ -168,96 +220,27 @@ def render(results: Results, *, metric: str | None = None, published: bool = Fal
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    captions = {
-        "gain": "Gain per task with its 95% interval",
-        "length": "Accuracy against context length",
-        "state_bytes": "Accuracy against state size",
-        "tokens_per_second": "Accuracy against throughput",
-    }
     figures = [
-        (captions.get(name) or f"Gain by {BY[name.removeprefix('gain_by_')]}", Markup(plots.inline_svg(figure, name)))
+        (CAPTIONS.get(name) or f"Gain by {BY[name.removeprefix('gain_by_')]}", Markup(plots.inline_svg(figure, name)))
         for name, figure in parts.figures.items()
     ]
-    singles = results.scores[~results.scores["group"].fillna(False).astype(bool)]
-    models, tasks = singles["model"].nunique(), singles["task"].nunique()
+    singles = single_tasks(results.scores)
+    sizes = [counted(singles["model"].nunique(), "model"), counted(singles["task"].nunique(), "task")]
+    sizes.append(counted(sum(unit.rows for unit in results.units), "prediction"))
+    default = "Recall, read once and twice" if parts.comparison is not None else "Evaluation results"
     return environment.get_template("page.html.j2").render(
-        title=title,
+        title=title or default,
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=digest,
-        tables=parts.tables,
-        figures=figures,
-        overview=parts.overview,
-        notes=parts.notes,
-        summary=f"{models} models, {tasks} tasks, {len(results.predictions):,} predictions",
-        metric=parts.metric,
-        index=_pack(index),
-        chunks=[_pack(chunk) for chunk in chunks],
+        parts=parts,
+        lead=figures[:1] if parts.comparison is not None else [],
+        figures=figures[1:] if parts.comparison is not None else figures,
+        summary=", ".join(sizes),
+        index=_pack(documents.index) if documents is not None else None,
+        chunks=[_pack(chunk) for chunk in documents.chunks()] if documents is not None else [],
         version=__version__,
     )
-
-
-def document_data(results: Results, metric: str) -> tuple[dict[str, Any], list[list[list[str]]]]:
-    """The browser's data: an index, and per chunk of documents the prompts of each.
-
-    index: models, datasets, chunk (size), documents `[dataset, row, key, question, [gold, ...]]` and answers
-    `[document, model, variant, score, generation, prompt]`; variant 0 once, 1 twice, 2 neither; prompt indexes the
-    document's.
-    """
-    column = METRIC_PREFIX + metric
-    frame = results.predictions
-    frame = frame[frame[column].notna()]
-    if len(frame) > MOST:
-        share = max(1, MOST // max(frame.groupby(["run_id", "task"], observed=True).ngroups, 1))
-        frame = frame[frame["row"].rank(method="dense") <= share]
-    frame = frame.astype({"dataset": object, "model": object, "variant": object})  # in the order of their names
-    frame = frame.sort_values(["dataset", "context_length", "row", "model", "variant"])
-    models = [str(m) for m in dict.fromkeys(frame["model"])]
-    datasets: dict[tuple[str, int | None], int] = {}
-    documents: dict[tuple[int, int], int] = {}
-    entries: list[list[Any]] = []
-    answers: list[list[Any]] = []
-    prompts: list[dict[str, int]] = []
-    number = {model: i for i, model in enumerate(models)}
-    variants = {"once": 0, "twice": 1}
-    names = [
-        "dataset",
-        "context_length",
-        "row",
-        "model",
-        "variant",
-        "doc_key",
-        "question",
-        "targets",
-        "generation",
-        "prompt",
-    ]
-    for values in zip(*[frame[name].astype(object) for name in names], frame[column].astype(float), strict=True):
-        dataset, length, row, model, variant, key, question, targets, generation, prompt, score = values
-        length = None if pd.isna(length) else int(length)
-        where = datasets.setdefault((str(dataset), length), len(datasets))
-        document = documents.setdefault((where, int(row)), len(documents))
-        if document == len(entries):
-            gold = [str(t) for t in targets] if targets is not None else []
-            entries.append([where, int(row), _or(key), _or(question), gold])
-            prompts.append({})
-        elif not entries[document][3]:
-            entries[document][3] = _or(question)  # SQuAD's once prompt has no cue of its own
-        at = prompts[document].setdefault(_or(prompt), len(prompts[document]))
-        kind = variants.get(variant, 2) if isinstance(variant, str) else 2
-        answers.append([document, number[str(model)], kind, round(score, 4), _or(generation), at])
-    several = {name for name, _ in datasets if sum(other == name for other, _ in datasets) > 1}
-    shown = [
-        dataset_name(name) + ((f" ({n} tokens)" if n is not None else " (whole)") if name in several else "")
-        for name, n in datasets
-    ]
-    index = {"models": models, "datasets": shown, "chunk": CHUNK, "documents": entries, "answers": answers}
-    texts = [list(p) for p in prompts]
-    return index, [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
-
-
-def _or(value: Any) -> str:
-    return "" if value is None or value is pd.NA or (isinstance(value, float) and value != value) else str(value)
 
 
 def _pack(value: Any) -> str:

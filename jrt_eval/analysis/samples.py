@@ -1,7 +1,7 @@
-"""Reading lm-eval's sample files: one line per document (and filter), in batches, into Arrow tables.
+"""Reading lm-eval's sample files: one line per document and filter, in batches, into Arrow tables.
 
-A line is parsed once, by orjson; nothing of it outlives its batch. Large files are cut at line ends into byte ranges,
-so that two processes share one file.
+orjson parses each line once, and a batch is freed before the next one is read. Large files are cut at line ends into
+byte ranges, so that several processes can share one file.
 """
 
 from __future__ import annotations
@@ -9,37 +9,53 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jrt_eval.analysis.schema import METRIC_PREFIX, RUN_COLUMNS, predictions_schema
+from jrt_eval.analysis import lenient_json
+from jrt_eval.analysis.metrics import per_document
+from jrt_eval.analysis.schema import METRIC_PREFIX, RUN_COLUMNS, WEIGHT_PREFIX, predictions_schema
 
 BATCH = 16_384  # lines per Arrow batch: about 30 MB of prompts
+_INT64 = 1 << 63
 
 
 class BadSamples(ValueError):
-    """The sample file cannot be used; the message is the reason, in a few words."""
+    """The file cannot be used; the message is the reason, in a few words."""
 
 
-@dataclass(frozen=True)
+class BadLine(ValueError):
+    """The line cannot be used; the message is the reason, in a few words."""
+
+
+@dataclass
 class Part:
-    """What came out of one byte range of a sample file."""
+    """What one byte range of a sample file holds.
 
-    rows: int
-    metrics: tuple[str, ...]
-    filters: tuple[str, ...]
+    numbers: names of its number columns. filters: names of its filters. unread: metrics that are not a number per
+    document. bad: lines that were left out; the reason is that of the first.
+    """
+
+    rows: int = 0
+    numbers: set[str] = field(default_factory=set)
+    filters: set[str] = field(default_factory=set)
+    unread: set[str] = field(default_factory=set)
+    bad: int = 0
+    reason: str = ""
 
 
-def read_batches(path: Path, run: dict[str, Any], start: int = 0, end: int | None = None) -> Iterator[pa.Table]:
+def read_batches(
+    path: Path, run: dict[str, Any], part: Part, start: int = 0, end: int | None = None
+) -> Iterator[pa.Table]:
     """The predictions of bytes `start` to `end` of a sample file, as tables of up to BATCH rows.
 
-    run: values of RUN_COLUMNS. A range begins after the first line end at or behind `start - 1` and takes every line
-    that begins before `end`. Raises BadSamples.
+    run: values of RUN_COLUMNS. part: filled with what the range holds. A range begins after the first line end at or
+    behind `start - 1` and contains every line that begins before `end`. Raises BadSamples for a file whose last line is
+    cut; other lines that cannot be read are counted in `part`.
     """
     fixed = predictions_schema([])
     with path.open("rb") as file:
@@ -52,35 +68,36 @@ def read_batches(path: Path, run: dict[str, Any], start: int = 0, end: int | Non
             if end is not None and position >= end:
                 break
             if line.strip():
-                rows.append(_parse(line, position))
+                try:
+                    rows.append(_parse(line, position, part.unread))
+                except BadLine as error:
+                    part.bad += 1
+                    part.reason = part.reason or str(error)
             position += len(line)
             if len(rows) == BATCH:
-                yield _table(rows, run, fixed)
+                yield _table(rows, run, fixed, part)
                 rows = []
         if rows:
-            yield _table(rows, run, fixed)
+            yield _table(rows, run, fixed, part)
 
 
 def write_part(path: Path, target: Path, run: dict[str, Any], start: int = 0, end: int | None = None) -> Part:
-    """Write one byte range of a sample file to the parquet file `target`. Raises BadSamples and leaves no file then.
+    """Write one byte range of a sample file to the parquet file `target`. Raises BadSamples and then leaves no file.
 
-    A metric that first appears in a later batch ends the row group's schema, so the range is read again with all
-    metrics.
+    The schema of a parquet file is fixed when its first batch is written. If a later batch has another metric, the
+    range is read again with all metrics known.
     """
-    metrics: set[str] = set()
+    known: set[str] = set()
     while True:
-        found, filters, rows = set(metrics), set(), 0
+        part = Part(numbers=set(known))
         writer: pq.ParquetWriter | None = None
         try:
-            for table in read_batches(path, run, start, end):
-                found |= {c.removeprefix(METRIC_PREFIX) for c in table.column_names if c.startswith(METRIC_PREFIX)}
-                filters.update(table["filter"].unique().to_pylist())
-                rows += table.num_rows
+            for table in read_batches(path, run, part, start, end):
                 if writer is None:
-                    metrics = set(found)
-                    schema = predictions_schema(sorted(metrics))
+                    known = set(part.numbers)
+                    schema = predictions_schema(known)
                     writer = pq.ParquetWriter(target, schema, compression="zstd", compression_level=1)
-                if found == metrics:
+                if part.numbers == known:
                     writer.write_table(conform(table, writer.schema))
         except BaseException:
             if writer is not None:
@@ -89,9 +106,9 @@ def write_part(path: Path, target: Path, run: dict[str, Any], start: int = 0, en
             raise
         if writer is not None:
             writer.close()
-        if found == metrics:
-            return Part(rows, tuple(sorted(metrics)), tuple(sorted(filters)))
-        metrics = found
+        if part.numbers == known:
+            return part
+        known = part.numbers
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -125,27 +142,33 @@ _META = {
 }
 
 
-def _parse(line: bytes, position: int) -> dict[str, Any]:
-    """One line as a row of predictions without the run's columns; metrics are under their prefixed names."""
+def _parse(line: bytes, position: int, unread: set[str]) -> dict[str, Any]:
+    """One line as a row of predictions without the run's columns; numbers are under their prefixed names."""
     try:
-        sample = orjson.loads(line)
-    except orjson.JSONDecodeError:
+        sample = lenient_json.loads(line)
+    except ValueError:
         if not line.endswith(b"\n"):
             raise BadSamples("half-written: its last line is cut") from None
-        raise BadSamples(f"the line at byte {position} is not JSON") from None
+        raise BadLine(f"the line at byte {position} is not JSON") from None
     if not isinstance(sample, dict) or ("arguments" not in sample and "resps" not in sample):
-        raise BadSamples("foreign: no lm-eval samples (no 'arguments' in a line)")
-    doc_id = sample.get("doc_id")
-    if not isinstance(doc_id, int) or isinstance(doc_id, bool):
-        raise BadSamples(
-            f"the line at byte {position} has no doc_id, so its document cannot be matched with any other run"
+        raise BadLine("foreign: no lm-eval samples (no 'arguments' in a line)")
+    try:
+        row = _row(sample, unread)
+    except RecursionError:
+        raise BadLine(f"the line at byte {position} is nested too deeply") from None
+    if row["doc_id"] is None and row["row"] is None and row["doc_hash"] is None:
+        raise BadLine(
+            f"the line at byte {position} has neither doc_id nor doc_hash, so its document cannot be matched"
         )
+    return row
+
+
+def _row(sample: dict[str, Any], unread: set[str]) -> dict[str, Any]:
     doc = sample.get("doc")
     if not isinstance(doc, dict):
         doc = {}
     requests = _requests(sample.get("arguments"))
     prompt = requests[0][0] if requests else None
-    target = _one(sample.get("target"))
     targets = _targets(doc, sample.get("target"))
     key = _one(doc.get("doc_id", doc.get("id")))
     names = doc.get("jrt_document")
@@ -154,29 +177,38 @@ def _parse(line: bytes, position: int) -> dict[str, Any]:
     recorded = doc.get("jrt_answer_depth")
     row: dict[str, Any] = {
         "filter": str(sample.get("filter") or "none"),
-        "doc_id": doc_id,
-        "row": _count(doc, "jrt_row", doc_id),
+        "doc_id": _count(sample, "doc_id"),
+        "row": _count(doc, "jrt_row"),
         "doc_key": key,
         "document_names": [str(n) for n in names] if isinstance(names, list) else None if key is None else [key],
         "question": _first(doc, "jrt_cue", "jrt_question", "question", "key"),
         "prompt": prompt,
-        "prompt_hash": sample.get("prompt_hash") or (hashlib.sha256(prompt.encode()).hexdigest() if prompt else None),
+        "prompt_hash": _one(sample.get("prompt_hash"))
+        or (hashlib.sha256(prompt.encode()).hexdigest() if prompt else None),
         "prompt_tokens": _count(doc, "jrt_prompt_tokens"),
         "prompt_chars": None if prompt is None else len(prompt),
-        "doc_hash": sample.get("doc_hash"),
+        "doc_hash": _one(sample.get("doc_hash")),
         "doc_tokens": _count(doc, "jrt_document_tokens"),
         "answer_token": _count(doc, "jrt_answer_position"),
         "answer_depth": float(recorded) if isinstance(recorded, (int, float)) else depth,
         "answer_distance": distance,
         "answer_distance_tokens": None,
-        "target": target,
+        "target": _one(sample.get("target")),
         "targets": targets,
         "generation": _generation(sample, requests),
     }
-    for name in sample.get("metrics") or [k for k in sample if k not in _META]:
-        value = sample.get(name)
-        if isinstance(value, (int, float)):
-            row[METRIC_PREFIX + name] = float(value)
+    listed = sample.get("metrics")
+    for name in listed if isinstance(listed, list) else [k for k in sample if k not in _META]:
+        value = sample.get(name) if isinstance(name, str) else None
+        if value is None:
+            continue
+        number = per_document(name, value)
+        if number is None:
+            unread.add(name)
+            continue
+        row[METRIC_PREFIX + number[0]] = number[1]
+        if number[2] is not None:
+            row[WEIGHT_PREFIX + number[0]] = number[2]
     return row
 
 
@@ -194,6 +226,8 @@ def _requests(arguments: Any) -> list[tuple[Any, Any]]:
 
 def _generation(sample: dict[str, Any], requests: list[tuple[Any, Any]]) -> str | None:
     responses = sample.get("filtered_resps")
+    if isinstance(responses, str):
+        return responses
     if not isinstance(responses, list) or not responses:
         return None
     first = responses[0]
@@ -203,7 +237,7 @@ def _generation(sample: dict[str, Any], requests: list[tuple[Any, Any]]) -> str 
         # multiple choice: a response is (log-likelihood, is greedy)
         try:
             scores = [float(r[0]) for r in responses]
-        except (TypeError, ValueError, IndexError):
+        except (TypeError, ValueError, IndexError, KeyError):
             return None
         best = max(range(len(scores)), key=scores.__getitem__)
         return _one(requests[best][1]) if best < len(requests) else None
@@ -235,9 +269,9 @@ def _place(passage: str | None, targets: list[str]) -> tuple[float | None, int |
     return None, None
 
 
-def _count(values: dict[str, Any], name: str, default: int | None = None) -> int | None:
+def _count(values: dict[str, Any], name: str) -> int | None:
     value = values.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) else default
+    return value if isinstance(value, int) and not isinstance(value, bool) and -_INT64 <= value < _INT64 else None
 
 
 def _one(value: Any) -> str | None:
@@ -251,18 +285,23 @@ def _first(values: dict[str, Any], *names: str) -> str | None:
     return next((text for name in names if (text := _one(values.get(name)))), None)
 
 
-def _table(rows: list[dict[str, Any]], run: dict[str, Any], fixed: pa.Schema) -> pa.Table:
+def _table(rows: list[dict[str, Any]], run: dict[str, Any], fixed: pa.Schema, part: Part) -> pa.Table:
     columns: dict[str, pa.Array] = {}
-    for field in fixed:
-        if field.name in RUN_COLUMNS:
-            columns[field.name] = pa.repeat(pa.scalar(run[field.name], _plain(field.type)), len(rows)).cast(field.type)
+    for column in fixed:
+        if column.name in RUN_COLUMNS:
+            value = pa.scalar(run[column.name], value_type(column.type))
+            columns[column.name] = pa.repeat(value, len(rows)).cast(column.type)
         else:
-            columns[field.name] = pa.array([row[field.name] for row in rows], _plain(field.type)).cast(field.type)
-    for name in sorted({key for row in rows for key in row if key.startswith(METRIC_PREFIX)}):
+            array = pa.array([row[column.name] for row in rows], value_type(column.type))
+            columns[column.name] = array.cast(column.type)
+    for name in sorted({key for row in rows for key in row if key.startswith((METRIC_PREFIX, WEIGHT_PREFIX))}):
         columns[name] = pa.array([row.get(name) for row in rows], pa.float64())
+        part.numbers.add(name)
+    part.rows += len(rows)
+    part.filters.update(row["filter"] for row in rows)
     return pa.table(columns)
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
+def value_type(kind: pa.DataType) -> pa.DataType:
     """The value type of a dictionary type, any other type as it is."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind

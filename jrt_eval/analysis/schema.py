@@ -1,10 +1,8 @@
-"""The two frames, column by column: what `scores` and `predictions` hold, and where each value comes from.
-
-`docs/analysis.md` shows these tables; a test holds the two together.
-"""
+"""The columns of `scores` and `predictions`: names, types and meaning. `docs/analysis.md` shows the same tables."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -52,7 +50,11 @@ SCORES = (
         "category",
         "the task without `jrt_`/`based_` and `_twice`: what once and twice have in common",
     ),
-    Column("variant", "category", "once or twice; missing for a task that has no read-twice form"),
+    Column(
+        "variant",
+        "category",
+        "how the document was read: once, twice, thrice, padded, ...; missing for a task that has no other form",
+    ),
     Column("group", "bool", "true for the aggregate row of a group of tasks"),
     Column("metric", "category", "contains, exact_match, f1, acc, ..."),
     Column(
@@ -64,6 +66,7 @@ SCORES = (
     Column("value", "float", "the metric, as lm-eval computed it (0 to 1 for ours)"),
     Column("stderr", "float", "lm-eval's standard error; missing where it wrote N/A"),
     Column("n", "int", "documents evaluated"),
+    Column("n_original", "int", "documents that the task has; more than `n` with `--limit` or `--samples`"),
     Column(
         "n_dropped",
         "int",
@@ -73,6 +76,10 @@ SCORES = (
     Column("context_length", "int", "tokens of the window around the answer; missing: whole documents"),
     Column("answer_length", "int", "tokens of the window kept for the answer"),
     Column("num_fewshot", "int", "in-context examples"),
+    Column("gen_kwargs", "str", "generation settings (the task's, then `--gen_kwargs`) as JSON; missing where unused"),
+    Column("system_instruction", "str", "`--system_instruction`"),
+    Column("chat_template", "category", "the chat template's name, or its hash; missing where none was applied"),
+    Column("fewshot_as_multiturn", "bool", "whether in-context examples were turns of a conversation"),
     Column("limit", "float", "`--limit`: number or fraction of documents; missing: all"),
     Column("batch_size", "category", "`--batch_size` as given (a number or auto)"),
     Column("dtype", "category", "the model's floating-point type"),
@@ -90,7 +97,7 @@ SCORES = (
     Column("model_args", "str", "`--model_args` as one string"),
     Column("time", "time", "start of the run, UTC"),
     Column("seconds", "float", "duration of the run"),
-    Column("file", "str", "the result file, relative to the collected folder"),
+    Column("file", "str", "the result file, relative to the collected folder (as given, if several were)"),
 )
 
 PREDICTIONS = (
@@ -101,8 +108,8 @@ PREDICTIONS = (
     Column("variant", "category", "as in scores"),
     Column("context_length", "int", "as in scores"),
     Column("filter", "category", "as in scores; a task with two filters has two rows per document"),
-    Column("doc_id", "int", "the document's index in the evaluated split: the same in both variants of a task"),
-    Column("row", "int", "the row of the data set where our tasks recorded it, else doc_id: what pairs two runs"),
+    Column("doc_id", "int", "the document's index as lm-eval wrote it; wrong with an unsorted `--samples`"),
+    Column("row", "int", "the row of the data set, where our tasks recorded it: the same in every variant of a task"),
     Column("doc_key", "str", "the document's own identifier (`doc_id` or `id` in the data), where it has one"),
     Column(
         "document_names",
@@ -140,12 +147,27 @@ PREDICTIONS = (
         "the model's answer after lm-eval's filter; for multiple choice the choice it prefers",
     ),
 )
-"""The fixed columns of predictions; each metric of the task follows as a float column `metric_<name>`."""
+"""The fixed columns of predictions; a float column `metric_<name>` per metric and `weight_<name>` per weight follow."""
 
 METRIC_PREFIX = "metric_"
+WEIGHT_PREFIX = "weight_"
+
+SEEDS = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
+SETTINGS = (
+    "task_version",
+    "num_fewshot",
+    "context_length",
+    "answer_length",
+    "gen_kwargs",
+    "system_instruction",
+    "chat_template",
+    "fewshot_as_multiturn",
+    "limit",
+)
+"""Columns of scores that can change a score. Runs of a model and task that are equal here differ in their seeds only."""
 
 RUN_COLUMNS = ("run_id", "model", "task", "dataset", "variant", "context_length")
-"""Prediction columns that are the same for all rows of a sample file."""
+"""Columns of predictions that are equal in all rows of a sample file."""
 
 
 def scores_schema() -> pa.Schema:
@@ -153,10 +175,10 @@ def scores_schema() -> pa.Schema:
     return pa.schema([pa.field(c.name, c.arrow) for c in SCORES])
 
 
-def predictions_schema(metrics: list[str]) -> pa.Schema:
-    """The Arrow schema of predictions with these metrics (without prefix), sorted by name."""
+def predictions_schema(numbers: Iterable[str]) -> pa.Schema:
+    """The Arrow schema of predictions with these number columns (`metric_...` and `weight_...`), sorted by name."""
     fixed = [pa.field(c.name, c.arrow) for c in PREDICTIONS]
-    return pa.schema(fixed + [pa.field(METRIC_PREFIX + m, pa.float64()) for m in sorted(metrics)])
+    return pa.schema(fixed + [pa.field(name, pa.float64()) for name in sorted(set(numbers))])
 
 
 def markdown(columns: tuple[Column, ...]) -> str:

@@ -1,298 +1,181 @@
-"""The paper's table forms from scores, and each table as terminal text, Markdown, LaTeX, CSV or parquet.
+"""The tables: scores of any results, the paper's forms, and comparisons.
 
-    prompt_table   Table 1: models x data sets, read once and twice, average and gain
-    length_table   Table 2: models x (data set, context length)
+    scores_table   every task and group with standard errors
+    prompt_table   Table 1's form: models x data sets, read once and twice, average and gain
+    length_table   Table 2's form: models x (data set, context length)
     gain_table     a paired comparison: gain, interval and p per task
-    overview_table a row per model: pooled scores, size, and what it was run with
+    overview_table a row per model: pooled scores, size, and how it was run
 
-Numbers are percent. A table's average is over all its data sets, and missing for a model that lacks one.
+Shares are in percent; other metrics are as they are. An average is over all data sets of a table, and missing for a model
+that lacks one.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
+from jrt_eval.analysis.comparison import Comparison
 from jrt_eval.analysis.load import Results
+from jrt_eval.analysis.metrics import PREFERRED, is_higher_better, is_share
+from jrt_eval.analysis.notes import Notes, listed
 from jrt_eval.analysis.published import published_for
-from jrt_eval.analysis.statistics import PREFERRED, Comparison
+from jrt_eval.analysis.runs import VARIANTS
+from jrt_eval.analysis.select import choose_runs, chosen_scores, score_metric, single_tasks
+from jrt_eval.analysis.table import Name, Table, missing, with_columns
 from jrt_eval.errors import UserError, nearest
 
-FORMATS = ("terminal", "markdown", "latex", "csv", "parquet")
 PAPER = "paper"
 OURS = "measured"
-_ORDER = ["fda", "swde", "nq_512", "nq_1024", "nq_2048", "squad", "triviaqa", "drop"]  # as the paper's columns stand
+_ORDER = ["fda", "swde", "nq_512", "nq_1024", "nq_2048", "squad", "triviaqa", "drop"]  # the order of the paper's columns
 _NAMES = {"fda": "FDA", "swde": "SWDE", "squad": "SQuAD", "triviaqa": "TriviaQA", "drop": "DROP", "nq": "NQ"}
+_FEW_METRICS = 4  # as many metrics are all shown
 
 
-@dataclass
-class Table:
-    """A table to show: `frame` has text columns first (`labels` of them), then numbers; `best` names columns with a
-    best value.
+class Unit:
+    """How a metric's values are shown: in percent, or as they are."""
 
-    Column names are `(over, under)`: the two header lines. title: one line. notes: warnings that belong below it.
+    def __init__(self, metric: str, values: Iterable[float]) -> None:
+        self.share = is_share(metric, values)
+        self.title = f"{metric}, percent" if self.share else metric
+        self.decimals = 1 if self.share else 3
+        self.points = "points" if self.share else metric
+
+    def of(self, value: Any) -> float:
+        """The number to show: rounded so that 58.75 does not become 58.7 in one place and 58.8 in another."""
+        if missing(value):
+            return math.nan
+        return round(100 * float(value), 9) if self.share else float(value)
+
+
+def scores_table(results: Results, *, metrics: Sequence[str] | None = None, filter_name: str | None = None) -> Table:
+    """Every task and group of any results: value and standard error, documents, and the settings that differ.
+
+    metrics: which (default: all if they are few, else the known ones, and the first of a task that has none of these;
+    `all`: all). Raises UserError.
     """
-
-    title: str
-    frame: pd.DataFrame
-    labels: int
-    best: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    decimals: int = 1
-
-    def cells(self) -> list[list[str]]:
-        """The rows as text."""
-        return [
-            [self._text(value, column >= self.labels) for column, value in enumerate(row)]
-            for row in self.frame.itertuples(index=False, name=None)
-        ]
-
-    def is_best(self) -> list[list[bool]]:
-        """Which cells hold their column's best value; a column whose values are all equal has none."""
-        marks = [[False] * self.frame.shape[1] for _ in range(len(self.frame))]
-        for name in self.best:
-            column = self.columns().index(name)
-            shown = [None if _missing(v) else round(float(v), self.decimals) for v in self.frame[name]]
-            known = [v for v in shown if v is not None]
-            if len(set(known)) > 1:
-                for row, value in enumerate(shown):
-                    marks[row][column] = value == max(known)
-        return marks
-
-    def columns(self) -> list[tuple[str, str]]:
-        """The two header lines, column by column."""
-        return [(str(name[0]), str(name[1])) for name in self.frame.columns]
-
-    def spans(self) -> list[tuple[str, int]]:
-        """The upper header line as (text, columns that it spans)."""
-        spans: list[tuple[str, int]] = []
-        for over, _ in self.columns():
-            if spans and spans[-1][0] == over:
-                spans[-1] = (over, spans[-1][1] + 1)
-            else:
-                spans.append((over, 1))
-        return spans
-
-    def number_at(self, span: int) -> bool:
-        """Whether the span with this index stands over numbers."""
-        return sum(width for _, width in self.spans()[:span]) >= self.labels
-
-    def two_lines(self) -> bool:
-        """Whether the lower header line says anything."""
-        return any(over != under for over, under in self.columns())
-
-    def headers(self) -> list[str]:
-        """The two header lines as one."""
-        return [f"{over} {under}".strip() if over != under else over for over, under in self.columns()]
-
-    def markdown(self) -> str:
-        """A GitHub table."""
-        bold = self.is_best()
-        head = [h.replace("|", "\\|") for h in self.headers()]
-        rule = ["---"] * self.labels + ["---:"] * (len(head) - self.labels)
-        rows = [
-            [f"**{_md(cell)}**" if mark else _md(cell) for cell, mark in zip(cells, marks, strict=True)]
-            for cells, marks in zip(self.cells(), bold, strict=True)
-        ]
-        lines = ["| " + " | ".join(row) + " |" for row in [head, rule, *rows]]
-        return "\n".join([f"**{_md(self.title)}**", "", *lines, *[f"\n{_md(note)}" for note in self.notes]]) + "\n"
-
-    def latex(self) -> str:
-        """A booktabs table, its best values in bold; needs \\usepackage{booktabs}."""
-        columns = self.columns()
-        over, rules, start = [], [], 1
-        for name, width in self.spans():
-            over.append(f"\\multicolumn{{{width}}}{{c}}{{{_tex(name)}}}" if width > 1 else _tex(name))
-            rules += [f"\\cmidrule(lr){{{start}-{start + width - 1}}}"] if width > 1 else []
-            start += width
-        under = [_tex(low) if low != high else "" for high, low in columns]
-        lines = [
-            "\\begin{table}[t]",
-            "\\centering",
-            f"\\caption{{{_tex(self.title)}}}",
-            "\\small",
-            f"\\begin{{tabular}}{{{'l' * self.labels}{'r' * (len(columns) - self.labels)}}}",
-            "\\toprule",
-            " & ".join(over) + r" \\",
-        ]
-        if any(under):
-            lines += [" ".join(rules), " & ".join(under) + r" \\"]
-        lines.append("\\midrule")
-        for cells, marks in zip(self.cells(), self.is_best(), strict=True):
-            shown = [f"\\textbf{{{_tex(c)}}}" if mark else _tex(c) for c, mark in zip(cells, marks, strict=True)]
-            lines.append(" & ".join(shown) + r" \\")
-        lines += ["\\bottomrule", "\\end{tabular}", *[f"\\\\ \\footnotesize {_tex(n)}" for n in self.notes]]
-        return "\n".join([*lines, "\\end{table}"]) + "\n"
-
-    def terminal(self, width: int | None = None, color: bool | None = None) -> str:
-        """A table for a terminal, the best values bold."""
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table as RichTable
-        from rich.text import Text
-
-        shown = RichTable(
-            title=self.title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", padding=(0, 1)
-        )
-        for index, (high, low) in enumerate(self.columns()):
-            text = Text(high if high == low or not low else f"{high}\n{low}")
-            shown.add_column(text, justify="left" if index < self.labels else "right", overflow="fold")
-        for cells, marks in zip(self.cells(), self.is_best(), strict=True):
-            shown.add_row(*[Text(c, style="bold" if mark else "") for c, mark in zip(cells, marks, strict=True)])
-        natural = 4 + sum(
-            max([len(c) for c in column] + [len(p) for p in header]) + 3
-            for column, header in zip(zip(*self.cells(), strict=True), self.columns(), strict=True)
-        )
-        console = Console(width=width or max(natural, 60), force_terminal=color, highlight=False)
-        with console.capture() as capture:
-            console.print(shown)
-            for note in self.notes:
-                console.print(Text(note, style="dim"), soft_wrap=True)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
-
-    def flat(self) -> pd.DataFrame:
-        """The frame with one line of plain column names: `fda_once`, `gain`, ..."""
-        frame = self.frame.copy()
-        frame.columns = pd.Index([_plain(high, low) for high, low in self.columns()])
-        return frame
-
-    def render(self, form: str) -> str:
-        """As text: terminal, markdown, latex or csv."""
-        if form == "csv":
-            return str(self.flat().to_csv(index=False, lineterminator="\n"))
-        texts = {"terminal": self.terminal, "markdown": self.markdown, "latex": self.latex}
-        if form not in texts:
-            raise UserError(f"unknown format {form!r}{nearest(form, list(FORMATS))}: it can be {', '.join(FORMATS)}")
-        return texts[form]()
-
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """To a file, in the form that its ending names: .md, .tex, .csv, .parquet, .txt; whole or not at all."""
-        forms = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".parquet": "parquet", ".txt": "terminal"}
-        target = Path(path)
-        form = forms.get(target.suffix)
-        if form is None:
-            raise UserError(f"{target}: a table's file ends in {', '.join(forms)}")
-        if form == "parquet":
-            with replacing(target) as new:
-                self.flat().to_parquet(new, index=False)
-        else:
-            text = self.terminal(color=False) if form == "terminal" else self.render(form)
-            with replacing(target) as new:
-                new.write_text(text, encoding="utf-8")
-
-    def _text(self, value: object, number: bool) -> str:
-        if _missing(value):
-            return "–" if number else ""
-        if isinstance(value, float):
-            return f"{value:.{self.decimals}f}"
-        return str(value)
+    notes = Notes()
+    scores = results.scores.astype({c: object for c in ("run_id", "model", "task", "metric", "filter", "variant")})
+    wanted = _wanted_metrics(scores, metrics)
+    scores = scores[scores["metric"].isin(wanted)]
+    if filter_name is not None:
+        known = sorted(scores["filter"].unique())
+        if filter_name not in known:
+            raise UserError(f"no filter {filter_name!r}{nearest(filter_name, known)}: there are {', '.join(known)}")
+        scores = scores[scores["filter"] == filter_name]
+    plain = {c: object for c in ("chat_template", "task_version", "dataset")}
+    runs = choose_runs(scores.drop_duplicates(["run_id", "task"]).astype(plain), notes, prefer_full=False)
+    scores = scores.merge(runs[["run_id", "task", "label"]], on=["run_id", "task"])
+    keys = ["task", "group", "label", "context_length"]
+    several = scores.groupby(["task", "label"])["context_length"].nunique(dropna=False).max() > 1
+    columns: list[Name] = [(c, c) for c in ("task", "model", *(["context"] if several else []), "n")]
+    cells = [(m, f) for m in wanted for f in sorted(scores.loc[scores["metric"] == m, "filter"].unique())]
+    units = {m: Unit(m, scores.loc[scores["metric"] == m, "value"]) for m in wanted}
+    named = [(f"{m} (%)" if units[m].share else m, "" if f == "none" else f) for m, f in cells]
+    records = []
+    for (task, group, label, length), part in scores.groupby(keys, dropna=False):
+        record: list[Any] = [f"{task} (group)" if group is True else task, label]
+        record += [("whole" if pd.isna(length) else str(length))] if several else []
+        record.append(None if part["n"].isna().all() else int(part["n"].max()))
+        for metric, name in cells:
+            found = part[(part["metric"] == metric) & (part["filter"] == name)]
+            record.append(_measure(found, units[metric], notes, label))
+        records.append(record)
+    limited = runs[runs["limit"].notna()]
+    for label, limit in zip(limited["label"], limited["limit"], strict=True):
+        notes.add(f"with --limit {limit:g}, so not on all documents", label)
+    table = with_columns(records, [*columns, *named])
+    formats = dict.fromkeys(named, "measure")
+    decimals = 1 if all(unit.share for unit in units.values()) else 3
+    return Table("scores ± standard error", table, len(columns) - 1, [], notes.lines(), decimals, formats, slug="scores")
 
 
-class replacing:
-    """`with replacing(path) as new: write new`: the file appears whole, or stays as it was. Raises UserError."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Path:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=f".{self.path.stem}-", suffix=self.path.suffix, dir=self.path.parent)
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}") from None
-        os.close(handle)
-        self.new = Path(name)
-        umask = os.umask(0)
-        os.umask(umask)
-        self.new.chmod(0o666 & ~umask)
-        return self.new
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            if kind is None:
-                os.replace(self.new, self.path)
-        except OSError as problem:
-            raise UserError(f"cannot write {self.path}: {problem.strerror}") from None
-        finally:
-            self.new.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write {self.path}: {error.strerror}") from None
+def _wanted_metrics(scores: pd.DataFrame, asked: Sequence[str] | None) -> list[str]:
+    available = list(dict.fromkeys(scores["metric"]))
+    if asked and list(asked) != ["all"]:
+        for name in asked:
+            if name not in available:
+                raise UserError(f"no metric {name!r}{nearest(name, available)}: there are {', '.join(sorted(available))}")
+        return list(dict.fromkeys(asked))
+    order = [m for m in PREFERRED if m in available] + [m for m in available if m not in PREFERRED]
+    if asked or len(available) <= _FEW_METRICS:
+        return order
+    known = {m for m in order if m in PREFERRED}
+    for _, part in scores.groupby("task"):
+        if not known & set(part["metric"]):
+            known.add(part["metric"].iloc[0])
+    return [m for m in order if m in known]
 
 
-def prompt_table(results: Results, *, metric: str | None = None, published: bool = False) -> Table:
-    """Table 1's form. published: the paper's row stands below the user's, where it has one. Raises UserError."""
-    chosen, scores, notes = _scores(results, metric)
-    scores = scores[scores["variant"].notna()]
-    if scores.empty:
-        raise UserError(
-            "no task here has a read-twice form: run jrt_<name> and jrt_<name>_twice, or the group jrt_prompt"
-        )
-    lengths = sorted({("whole documents" if pd.isna(v) else f"{v} tokens") for v in scores["context_length"]})
-    if len(lengths) > 1:
-        notes.append(f"context lengths are mixed ({', '.join(lengths)}): the table by length keeps them apart")
-    scores = _unique(scores, ["model", "dataset", "variant"], notes)
-    wide = scores.pivot(index="model", columns=["dataset", "variant"], values="value")
-    rows = [(str(m), OURS, _parameters(results, str(m)), wide.loc[m]) for m in wide.index]
+def _measure(rows: pd.DataFrame, unit: Unit, notes: Notes, label: str) -> tuple[float, float] | None:
+    if rows.empty:
+        return None
+    if len(rows) > 1:
+        notes.add("mean ± standard deviation over runs with different seeds", label)
+        return unit.of(rows["value"].mean()), unit.of(rows["value"].std())
+    return unit.of(rows["value"].iloc[0]), unit.of(rows["stderr"].iloc[0])
+
+
+def prompt_table(
+    results: Results, *, metric: str | None = None, published: bool = False, filter_name: str | None = None
+) -> Table:
+    """Table 1's form. published: the paper's row follows the user's, where the paper has one. Raises UserError."""
+    notes = Notes()
+    chosen, scores, unit = _variant_scores(results, metric, filter_name, notes)
+    several = scores.groupby(["label", "shown", "variant"])["context_length"].nunique(dropna=False).max() > 1
+    if several:
+        lengths = ["" if pd.isna(v) else f" @{v}" for v in scores["context_length"]]
+        scores = scores.assign(label=scores["label"] + pd.Series(lengths, index=scores.index, dtype=object))
+    wide = scores.pivot(index="label", columns=["shown", "variant"], values="value")
+    models = dict(zip(scores["label"], scores["model"], strict=True))
+    rows = [(label, OURS, _parameters(results, models[label]), wide.loc[label]) for label in wide.index]
     if published:
-        paper = published_for([str(m) for m in wide.index])
-        paper = paper[paper["dataset"].isin(set(scores["dataset"]))]
-        if paper.empty:
-            notes.append("the paper has none of these models and data sets in Table 1")
-        theirs = paper.pivot(index="model", columns=["dataset", "variant"], values="value")
-        sizes = dict(zip(paper["model"], paper["params"] + " " + paper["tokens"], strict=True))
-        rows += [(str(m), PAPER, sizes[m], theirs.loc[m]) for m in theirs.index]
-        if PAPER in {row[1] for row in rows} and chosen != "contains":
-            notes.append(f"the paper's numbers are `contains`, these are {chosen}")
+        rows += _paper_rows(models, chosen, 1, set(scores["dataset"]), notes)
         rows.sort(key=lambda row: row[0])
-    datasets = _ordered(scores["dataset"].unique())
-    variants = [v for v in ("once", "twice") if v in set(scores["variant"])]
-    records, columns = [], [("model", "model"), *([("source", "source")] if published else []), ("size", "size")]
+    datasets = _ordered(scores["shown"].unique())
+    variants = [v for v in VARIANTS if v in set(scores["variant"])]
+    gain = {"once", "twice"} <= set(variants)
+    columns: list[Name] = [("model", "model"), *([("source", "source")] if published else []), ("size", "size")]
+    labels = len(columns)
     columns += [(dataset_name(d), v) for d in datasets for v in variants]
     averages = [("average", v) for v in variants] if len(datasets) > 1 else []
     columns += averages
-    if len(variants) == 2:
-        columns.append(("gain", "gain"))
-    for model, source, size, values in rows:
-        numbers = [_percent(values.get((d, v))) for d in datasets for v in variants]
-        means = [
-            round(sum(column) / len(column), 9)
-            for i in range(len(variants))
-            for column in [numbers[i :: len(variants)]]
-        ]  # nan where a data set is missing
-        record = [model, *([source] if published else []), size, *numbers, *(means if averages else [])]
-        if len(variants) == 2:
-            record.append(means[1] - means[0])
+    name = ("gain", "gain") if unit.share else ("change", "change")
+    columns += [name] if gain else []
+    records = []
+    for label, source, size, values in rows:
+        numbers = [unit.of(values.get((d, v))) for d in datasets for v in variants]
+        means = {v: round(_mean(numbers[i :: len(variants)]), 9) for i, v in enumerate(variants)}
+        record = [label, *([source] if published else []), size, *numbers]
+        record += list(means.values()) if averages else []
+        record += [means["twice"] - means["once"]] if gain else []
         records.append(record)
-    frame = pd.DataFrame(records, columns=pd.MultiIndex.from_tuples(columns))
-    best = [c for c in columns if c[0] not in {"model", "source", "size", "gain"}]
-    return Table(f"{chosen}, percent: read once and twice", frame, 3 if published else 2, best, notes)
+    best = columns[labels : len(columns) - gain]
+    formats = {name: "signed"} if gain else {}
+    lower = _lower(scores, chosen)
+    title = f"{unit.title}: read {' and '.join(variants)}"
+    return Table(title, with_columns(records, columns), labels, best, notes.lines(), unit.decimals, formats, lower, "prompt")
 
 
-def length_table(results: Results, *, metric: str | None = None, published: bool = False) -> Table:
+def length_table(
+    results: Results, *, metric: str | None = None, published: bool = False, filter_name: str | None = None
+) -> Table:
     """Table 2's form: data set x context length; a row per model and variant. Raises UserError."""
-    chosen, scores, notes = _scores(results, metric)
-    scores = scores[scores["variant"].notna()]
-    if scores.empty:
-        raise UserError(
-            "no task here has a context length: run the jrt_ tasks, with --metadata context_length=512 and others"
-        )
+    notes = Notes()
+    chosen, scores, unit = _variant_scores(results, metric, filter_name, notes)
     scores = scores.assign(context_length=scores["context_length"].astype("Int64").fillna(-1))
-    scores = _unique(scores, ["model", "dataset", "variant", "context_length"], notes)
-    keys = ["dataset", "context_length"]
-    wide = scores.pivot(index=["model", "variant"], columns=keys, values="value")
+    keys = ["shown", "context_length"]
+    wide = scores.pivot(index=["label", "variant"], columns=keys, values="value")
     rows = [(str(m), str(v), OURS, wide.loc[(m, v)]) for m, v in wide.index]
     if published:
-        paper = published_for(sorted({str(m) for m, _ in wide.index}), 2)
-        paper = paper.assign(context_length=paper["context_length"].astype("Int64").fillna(-1))
+        models = dict(zip(scores["label"], scores["model"], strict=True))
+        paper = published_for(list(dict.fromkeys(models.values())), 2)
+        paper = paper.assign(context_length=paper["context_length"].astype("Int64").fillna(-1), shown=paper["dataset"])
         if paper.empty:
-            notes.append("the paper has none of these models in Table 2")
+            notes.add("the paper has none of these models in Table 2")
         theirs = paper.pivot(index=["model", "variant"], columns=keys, values="value")
         rows += [(str(m), str(v), PAPER, theirs.loc[(m, v)]) for m, v in theirs.index]
         wide = wide.reindex(columns=wide.columns.union(theirs.columns))
@@ -300,120 +183,138 @@ def length_table(results: Results, *, metric: str | None = None, published: bool
     found = [(str(name[0]), int(name[1])) for name in wide.columns]
     order = {d: i for i, d in enumerate(_ordered(d for d, _ in found))}
     cells = sorted(found, key=lambda c: (order[c[0]], c[1] < 0, c[1]))
-    columns = [("model", "model"), ("read", "read"), *([("source", "source")] if published else [])]
+    columns: list[Name] = [("model", "model"), ("read", "read"), *([("source", "source")] if published else [])]
+    labels = len(columns)
     columns += [(dataset_name(d), "whole" if n < 0 else str(n)) for d, n in cells] + [("average", "average")]
     records = []
-    for model, variant, source, values in rows:
-        numbers = [_percent(values.get(cell)) for cell in cells]
-        records.append([model, variant, *([source] if published else []), *numbers, sum(numbers) / len(numbers)])
-    frame = pd.DataFrame(records, columns=pd.MultiIndex.from_tuples(columns))
-    labels = 3 if published else 2
-    return Table(f"{chosen}, percent: by context length (tokens)", frame, labels, columns[labels:], notes)
+    for label, variant, source, values in rows:
+        numbers = [unit.of(values.get(cell)) for cell in cells]
+        records.append([label, variant, *([source] if published else []), *numbers, _mean(numbers)])
+    title = f"{unit.title}: by context length (tokens)"
+    lower = _lower(scores, chosen)
+    frame = with_columns(records, columns)
+    return Table(title, frame, labels, columns[labels:], notes.lines(), unit.decimals, {}, lower, "length")
 
 
 def gain_table(comparison: Comparison) -> Table:
-    """A comparison as a table: percent, the gain with its 95% interval, and McNemar's p."""
+    """A comparison as a table: the gain with its 95% interval, rows that changed, p, and the smallest gain to be found."""
     first, second = comparison.arms
-    records = []
-    for row in comparison.table.to_dict("records"):
-        records.append(
-            [
-                str(row["model"]),
-                dataset_name(str(row["dataset"])),
-                int(row["n"]),
-                int(row["documents"]),
-                _hundred(row["first"]),
-                _hundred(row["second"]),
-                f"{100 * row['gain']:+.1f}",
-                _interval(row),
-                int(row["fixed"]),
-                int(row["broken"]),
-                _p(row["p"]),
-            ]
-        )
-    names = ["model", "task", "n", "documents", first, second, "gain", "95% interval", "fixed", "broken", "p"]
-    if first != "once":
-        names[4], names[5] = "first", "second"
-    frame = pd.DataFrame(records, columns=pd.MultiIndex.from_tuples([(n, n) for n in names]))
-    title = f"{comparison.metric}, percent: {first} against {second}, paired by document"
-    return Table(title, frame, 2, [], list(comparison.warnings))
+    unit = comparison_unit(comparison)
+    scores = ("first", "second") if first not in VARIANTS else (first, second)
+    gain = "gain" if comparison.higher_is_better else "change"
+    binary = comparison.share and set(comparison.pairs["first"].unique()) <= {0.0, 1.0}
+    changed = ("fixed", "broken") if binary else ("better", "worse")
+    names = ["model", "task", "n", "documents", *scores, gain, "95% interval", *changed, "p", "Holm p", "detectable"]
+    records = [
+        [
+            str(row["model"]),
+            dataset_name(str(row["dataset"])),
+            int(row["n"]),
+            int(row["documents"]),
+            unit.of(row["first"]),
+            unit.of(row["second"]),
+            unit.of(row["gain"]),
+            (unit.of(row["low"]), unit.of(row["high"])),
+            int(row["better"]),
+            int(row["worse"]),
+            float(row["p"]),
+            float(row["p_adjusted"]),
+            unit.of(row["detectable"]),
+        ]
+        for row in comparison.table.to_dict("records")
+    ]
+    title = f"{unit.title}: {second} against {first}, paired by document"
+    title += "" if comparison.higher_is_better else "; lower is better"
+    kinds = {gain: "signed", "95% interval": "interval", "p": "p", "Holm p": "p"}
+    formats = {(name, name): kind for name, kind in kinds.items()}
+    frame = with_columns(records, [(name, name) for name in names])
+    notes = list(comparison.warnings)
+    return Table(title, frame, 2, [], notes, unit.decimals, formats, slug="gain")
+
+
+def comparison_unit(comparison: Comparison) -> Unit:
+    """How a comparison's scores are shown."""
+    return Unit(comparison.metric, [1.0 if comparison.share else 2.0])
 
 
 def overview_table(results: Results, comparison: Comparison | None) -> Table:
-    """A row per model: its pooled scores (of a comparison once against twice), and what it was run with."""
+    """A row per model: its pooled scores (of a comparison once against twice), and how it was run.
+
+    Columns that are empty for every model are left out.
+    """
     scores = results.scores.astype({"model": object})
-    columns = ["model", "size"] + (["once", "twice", "gain", "95% interval"] if comparison is not None else [])
-    columns += ["tasks", "dtype", "limit", "lm-eval", "jrt-eval", "last run (UTC)"]
-    records: list[list[object]] = []
+    unit = comparison_unit(comparison) if comparison is not None else Unit("", [])
+    names = ["model", "size"]
+    names += [*comparison.arms, "gain", "95% interval"] if comparison is not None else []
+    settings = {"dtype": "dtype", "limit": "limit", "lm-eval": "lm_eval_version", "jrt-eval": "jrt_eval_version"}
+    names += ["tasks", *settings, "last run (UTC)"]
+    records: list[list[Any]] = []
     for model, part in scores.groupby("model", sort=True):
-        record: list[object] = [model, _parameters(results, str(model))]
+        record: list[Any] = [model, _parameters(results, str(model))]
         if comparison is not None:
-            rows = comparison.table[comparison.table["model"] == model]
+            rows = comparison.table[comparison.table["model"].str.partition(" [")[0] == model]
             if len(rows):
                 last = rows.iloc[-1]  # all tasks, or the only one
-                gain = f"{100 * last['gain']:+.1f}"
-                record += [_hundred(last["first"]), _hundred(last["second"]), gain, _interval(last)]
+                record += [unit.of(last[name]) for name in ("first", "second", "gain")]
+                record.append((unit.of(last["low"]), unit.of(last["high"])))
             else:
-                record += [float("nan"), float("nan"), "–", "–"]
-        singles = part[~part["group"].fillna(False).astype(bool)]
-        record.append(str(singles["task"].nunique()))
-        record += [_listed(part[name]) for name in ("dtype", "limit", "lm_eval_version", "jrt_eval_version")]
+                record += [math.nan, math.nan, math.nan, None]
+        record.append(str(single_tasks(part)["task"].nunique()))
+        record += [_listed(part[name]) for name in settings.values()]
         record.append("" if part["time"].isna().all() else f"{part['time'].max():%Y-%m-%d %H:%M}")
         records.append(record)
-    frame = pd.DataFrame(records, columns=pd.MultiIndex.from_tuples([(c, c) for c in columns]))
-    title = "Models" if comparison is None else f"Models; {comparison.metric} in percent, over the tasks read both ways"
-    return Table(title, frame, 2)
+    frame = with_columns(records, [(c, c) for c in names])
+    empty = [c for c in frame.columns if all(missing(v) or v == "" for v in frame[c])]
+    title = "Models"
+    if comparison is not None:
+        title += f"; {unit.title}, mean over the tasks read both ways"
+    formats = {("gain", "gain"): "signed", ("95% interval", "95% interval"): "interval"}
+    return Table(title, frame.drop(columns=empty), 2 - (("size", "size") in empty), decimals=unit.decimals, formats=formats, slug="overview")
 
 
 def version_warnings(results: Results) -> list[str]:
     """A line for each version that differs between the runs: scores of two versions may not compare."""
-    scores = results.scores[~results.scores["group"].fillna(False).astype(bool)]
-    warnings = []
+    scores = single_tasks(results.scores)
+    notes = Notes()
     for column, what in (("lm_eval_version", "lm-eval"), ("jrt_eval_version", "jrt-eval")):
         if scores[column].nunique() > 1:
-            warnings.append(f"run with several versions of {what}: {_listed(scores[column])}")
+            notes.add(f"run with several versions of {what}: {_listed(scores[column])}")
     for task, part in scores.astype({"task": object}).groupby("task", sort=True):
         if part["task_version"].nunique() > 1:
-            warnings.append(f"{task}: several versions of the task ({_listed(part['task_version'])})")
-    return warnings
-
-
-def _listed(values: pd.Series) -> str:
-    return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in sorted(set(values.dropna())))
-
-
-def _interval(row: Any) -> str:
-    return "–" if math.isnan(row["low"]) else f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+            notes.add(f"several versions of the task ({_listed(part['task_version'])})", str(task))
+    return notes.lines()
 
 
 def failures_as_table(counts: pd.DataFrame, metric: str) -> Table:
     """`failure_table`'s counts as a table."""
     frame = counts.copy()
     frame["dataset"] = [dataset_name(str(d)) for d in frame["dataset"]]
-    frame["variant"] = ["" if _missing(v) else str(v) for v in frame["variant"]]
+    frame["variant"] = ["" if missing(v) else str(v) for v in frame["variant"]]
     names = ["model", "task", "read", "correct", "empty", "repetition", "from document", "not in document", "n"]
     frame.columns = pd.MultiIndex.from_tuples([(n, n) for n in names])
-    return Table(f"answers by kind ({metric})", frame, 3)
+    return Table(f"answers by kind ({metric})", frame, 3, slug="failures")
 
 
-def gain_by_table(bins: dict[str, pd.DataFrame], what: str, arms: tuple[str, str]) -> Table:
+def gain_by_table(bins: dict[str, pd.DataFrame], what: str, comparison: Comparison) -> Table:
     """`gain_by`'s bins of each model (or pair of models) as a table."""
+    unit = comparison_unit(comparison)
+    arms = comparison.arms if comparison.arms[0] in VARIANTS else ("first", "second")
+    gain = "gain" if comparison.higher_is_better else "change"
     records = [
         [
             model,
             _range(row["low_edge"], row["high_edge"]),
             int(row["n"]),
-            _hundred(row["first"]),
-            _hundred(row["second"]),
-            f"{100 * row['gain']:+.1f}",
-            _interval(row),
+            *[unit.of(row[name]) for name in ("first", "second", "gain")],
+            (unit.of(row["low"]), unit.of(row["high"])),
         ]
         for model, frame in bins.items()
         for row in frame.to_dict("records")
     ]
-    names = ["model", what, "n", *(arms if arms[0] == "once" else ("first", "second")), "gain", "95% interval"]
-    frame = pd.DataFrame(records, columns=pd.MultiIndex.from_tuples([(n, n) for n in names]))
-    return Table(f"gain by {what}", frame, 2)
+    names = ["model", what, "n", *arms, gain, "95% interval"]
+    formats = {(gain, gain): "signed", ("95% interval", "95% interval"): "interval"}
+    frame = with_columns(records, [(n, n) for n in names])
+    return Table(f"gain by {what}", frame, 2, [], [], unit.decimals, formats)
 
 
 def dataset_name(dataset: str) -> str:
@@ -421,45 +322,43 @@ def dataset_name(dataset: str) -> str:
     return _NAMES.get(dataset) or (f"NQ-{dataset[3:]}" if dataset.startswith("nq_") else dataset)
 
 
-def choose_metric(results: Results, metric: str | None) -> str:
-    """The metric to tabulate: as asked, else the first known one that most tasks have. Raises UserError."""
-    available = [str(m) for m in results.scores["metric"].unique()]
-    if metric is not None:
-        if metric not in available:
-            raise UserError(
-                f"no metric {metric!r}{nearest(metric, available)}: there are {', '.join(sorted(available))}"
-            )
-        return metric
-    known = [m for m in PREFERRED if m in available]
-    if known or len(available) == 1:
-        return (known or available)[0]
-    raise UserError(f"several metrics and none that is known: choose one with --metric: {', '.join(sorted(available))}")
+def _variant_scores(
+    results: Results, metric: str | None, filter_name: str | None, notes: Notes
+) -> tuple[str, pd.DataFrame, Unit]:
+    """The metric, the scores of tasks that can be read in several ways, and how they are shown."""
+    chosen = score_metric(results, metric)
+    scores = chosen_scores(results, chosen, notes, filter_name=filter_name)
+    scores = scores[scores["variant"].notna()]
+    if scores.empty:
+        raise UserError(
+            "no task here has a read-twice form: run jrt_<name> and jrt_<name>_twice, or the group jrt_prompt; "
+            "`jrt-eval scores` shows any results"
+        )
+    return chosen, scores, Unit(chosen, scores["value"])
 
 
-def _scores(results: Results, metric: str | None) -> tuple[str, pd.DataFrame, list[str]]:
-    chosen = choose_metric(results, metric)
-    scores = results.scores
-    singles = scores[~scores["group"].fillna(False).astype(bool)]
-    found = singles[singles["metric"] == chosen].astype({"model": object, "dataset": object, "variant": object})
-    notes = []
-    lacking = sorted(set(singles["task"].astype(str)) - set(found["task"].astype(str)))
-    if lacking:
-        some = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
-        notes.append(f"mixed metrics: {some} have no {chosen} and are left out")
-    limited = found[found["limit"].notna()]
-    if len(limited):
-        models = ", ".join(sorted(set(limited["model"])))
-        notes.append(f"with --limit, so not on all documents: {models}")
-    return chosen, found, notes
+def _paper_rows(
+    models: dict[str, str], metric: str, table: int, datasets: set[str], notes: Notes
+) -> list[tuple[str, str, str, pd.Series[float]]]:
+    paper = published_for(list(dict.fromkeys(models.values())), table)
+    paper = paper[paper["dataset"].isin(datasets)]
+    if paper.empty:
+        notes.add(f"the paper has none of these models and data sets in Table {table}")
+        return []
+    if metric != "contains":
+        notes.add(f"the paper's numbers are `contains`, these are {metric}")
+    theirs = paper.pivot(index="model", columns=["dataset", "variant"], values="value")
+    sizes = dict(zip(paper["model"], paper["params"] + " " + paper["tokens"], strict=True))
+    return [(str(m), PAPER, sizes[m], theirs.loc[m]) for m in theirs.index]
 
 
-def _unique(scores: pd.DataFrame, keys: list[str], notes: list[str]) -> pd.DataFrame:
-    """One score per cell: the newest, without a limit if there is one."""
-    if scores.duplicated(keys).any():
-        notes.append("several runs of one model and task: the newest without a limit is shown")
-        ordered = scores.assign(full=scores["limit"].isna()).sort_values(["full", "time"])
-        scores = ordered.drop_duplicates(keys, keep="last")
-    return scores
+def _lower(scores: pd.DataFrame, metric: str) -> bool:
+    stated = scores["higher_is_better"].dropna()
+    return is_higher_better(metric, bool(stated.iloc[0]) if len(stated) else None) is False
+
+
+def _listed(values: pd.Series) -> str:
+    return listed([f"{v:g}" if isinstance(v, float) else str(v) for v in sorted(set(values.dropna()))])
 
 
 def _parameters(results: Results, model: str) -> str:
@@ -478,46 +377,11 @@ def _ordered(datasets: Iterable[object]) -> list[str]:
     return [d for d in _ORDER if d in names] + sorted(names - set(_ORDER))
 
 
-def _percent(value: object) -> float:
-    return float("nan") if _missing(value) else _hundred(float(value))  # type: ignore[arg-type]
-
-
-def _hundred(value: float) -> float:
-    """Percent without the float noise that would turn 58.75 into 58.7 here and 58.8 there."""
-    return round(100 * value, 9)
-
-
-def _missing(value: object) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+def _mean(numbers: list[float]) -> float:
+    """nan where one is missing."""
+    return sum(numbers) / len(numbers)
 
 
 def _range(low: float, high: float) -> str:
     digits = 2 if high <= 1 else 0
     return f"{low:.{digits}f}" if low == high else f"{low:.{digits}f} to {high:.{digits}f}"
-
-
-def _p(p: float) -> str:
-    return "–" if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _plain(high: str, low: str) -> str:
-    name = high if high == low or not low else f"{high}_{low}"
-    return "".join(c if c.isalnum() else "_" for c in name.lower().replace("%", " percent")).strip("_")
-
-
-def _md(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
-
-
-def _tex(text: str) -> str:
-    # < > | are other signs in LaTeX's default font encoding
-    special = {
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "–": "--",
-    }
-    return "".join(special.get(c) or (f"\\{c}" if c in "&%$#_{}" else c) for c in text)

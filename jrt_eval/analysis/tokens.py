@@ -1,8 +1,6 @@
-"""Token counts that lm-eval's files do not hold, counted afterwards with a tokenizer that the user names."""
+"""Token counts that lm-eval's files lack, counted afterwards with a tokenizer that the user names."""
 
 from __future__ import annotations
-
-import dataclasses
 
 import pandas as pd
 
@@ -32,11 +30,11 @@ def count_tokens(results: Results, tokenizer: str) -> Results:
     frame["prompt_tokens"] = recorded.where(recorded.notna(), pd.array(counts, dtype="Int64"))
     known = [count if tail is not None else None for count, tail in zip(after, tails, strict=True)]
     frame["answer_distance_tokens"] = pd.array(known, dtype="Int64")
-    return dataclasses.replace(results, predictions=frame)
+    return results.with_predictions(frame)
 
 
 def _tail(prompt: str, question: str, distance: object) -> str | None:
-    """What stands between the answer and the question at the prompt's end."""
+    """The text between the answer and the question at the prompt's end."""
     if not isinstance(distance, int):
         return None
     body = prompt.rstrip()

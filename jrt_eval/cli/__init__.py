@@ -19,13 +19,14 @@ COMMANDS = {
     ),
     "doctor": ("jrt_eval.cli.doctor:doctor", "Show what works on this machine, and how to fix the rest."),
     "sweep": ("jrt_eval.cli.sweep:sweep", "Run models x tasks x settings through lm_eval; resumable."),
-    "collect": ("jrt_eval.cli.analysis:collect", "Collect lm-eval output into data frames (parquet, CSV)."),
+    "collect": ("jrt_eval.cli.collect:collect", "Collect lm-eval output into data frames (parquet, CSV)."),
+    "scores": ("jrt_eval.cli.scores:scores", "Show the scores of any lm-eval results."),
     "compare": (
-        "jrt_eval.cli.analysis:compare",
-        "Compare read once with read twice, or models, on the same documents.",
+        "jrt_eval.cli.compare:compare",
+        "Compare read twice with read once, or models, on the same documents.",
     ),
     "audit": ("jrt_eval.cli.audit:audit", "Name the protocol of every task in lm-eval output, with warnings."),
-    "report": ("jrt_eval.cli.analysis:report", "Write one HTML page: tables, plots and a browser of documents."),
+    "report": ("jrt_eval.cli.report:report", "Write one HTML page: conclusion, tables, plots, documents."),
     "bench": ("jrt_eval.cli.bench:bench", "Measure the kernels and the models on this machine."),
 }
 
