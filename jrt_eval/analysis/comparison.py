@@ -68,15 +68,25 @@ def compare_variants(
     """
     metric = paired_metric(results, metric)
     notes = Notes()
-    arms = find_arms(results, metric, notes, models=list(models) if models is not None else None, filter_name=filter_name)
+    arms = find_arms(
+        results, metric, notes, models=list(models) if models is not None else None, filter_name=filter_name
+    )
     read = {arm.variant for arm in arms} - {None}
     if variant not in read:
-        told = "run the tasks jrt_<name> and jrt_<name>_twice" if variant == "twice" else f"there are {listed(sorted(map(str, read)))}"
+        told = (
+            "run the tasks jrt_<name> and jrt_<name>_twice"
+            if variant == "twice"
+            else f"there are {listed(sorted(map(str, read)))}"
+        )
         raise UserError(f"nothing was read {variant} here: {told}")
     found = []
     for first in arms:
         for second in arms:
-            same = (first.label, first.dataset, first.context_length) == (second.label, second.dataset, second.context_length)
+            same = (first.label, first.dataset, first.context_length) == (
+                second.label,
+                second.dataset,
+                second.context_length,
+            )
             if first.variant == against and second.variant == variant and same:
                 found.append((first, second, first.label, first.shown, first.dataset))
     frames = _pairs(results, found, metric, notes, cluster)
@@ -124,7 +134,9 @@ def compare_models(
     frames = _pairs(results, found, metric, notes, cluster)
     if not frames:
         raise UserError(f"{first} and {listed(others)} have no task with the same documents in common")
-    return _compare((first, others[0] if len(others) == 1 else "each model"), metric, frames, results, notes, confidence, by_size)
+    return _compare(
+        (first, others[0] if len(others) == 1 else "each model"), metric, frames, results, notes, confidence, by_size
+    )
 
 
 def gain_by(comparison: Comparison, column: str, bins: int = 5, *, confidence: float = 0.95) -> dict[str, pd.DataFrame]:

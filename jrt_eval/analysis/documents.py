@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
@@ -43,7 +44,7 @@ class Documents:
 
 
 def document_data(
-    results: Results, metric: str, *, filter_name: str | None = None, budget: int = BUDGET
+    results: Results, metric: str, *, filter_name: str | None = None, budget: int | None = None
 ) -> Documents:
     """The documents of every model, data set and variant that has the metric, within the budget of characters."""
     arms = find_arms(results, metric, Notes(), filter_name=filter_name)
@@ -62,7 +63,7 @@ def document_data(
     }  # fmt: skip
     data = Documents(index, total=sum(arm.units[0].rows // len(arm.units[0].filters or "x") for arm in arms))
     for task, of_task in enumerate(groups.values()):
-        _add_task(data, results, metric, task, of_task, budget // max(len(groups), 1))
+        _add_task(data, results, metric, task, of_task, (budget or BUDGET) // max(len(groups), 1))
     data.shown = len(index["answers"])
     return data
 
@@ -81,13 +82,13 @@ def _add_task(data: Documents, results: Results, metric: str, task: int, arms: S
         repeated = frame.groupby(identities).cumcount() if len(frame) else pd.Series(dtype=int)
         columns = [frame[name].astype(object) for name in _TEXTS[1:]]
         scores = frame[METRIC_PREFIX + metric].astype(float)
-        for identity, number, score, values in zip(identities, repeated, scores, zip(*columns, strict=True), strict=True):
+        for identity, number, score, values in zip(
+            identities, repeated, scores, zip(*columns, strict=True), strict=True
+        ):
             rows.append(((identity, number), model, variant, score, *values))
     keys = dict.fromkeys(row[0] for row in rows)
-    try:
+    if kind != "doc_hash":
         keys = dict.fromkeys(sorted(keys))
-    except TypeError:
-        pass
     first = len(data.prompts)
     for key in list(keys)[:count]:
         places[key] = first + len(places)
@@ -131,7 +132,7 @@ def _identity(frames: list[pd.DataFrame]) -> str:
         return "row"
     if all(frame["doc_hash"].notna().all() for frame in frames):
         sets = [set(frame["doc_hash"]) for frame in frames]
-        if len(sets) < 2 or any(a & b for a, b in zip(sets, sets[1:], strict=False)):
+        if len(sets) < 2 or any(a & b for a, b in pairwise(sets)):
             return "doc_hash"
     return "doc_id"
 

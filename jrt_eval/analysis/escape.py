@@ -8,7 +8,7 @@ from jrt_eval.analysis.lenient_json import whole_text
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_MARKDOWN = re.compile(r"([\\|`*_\[\]~])")
+_MARKDOWN = re.compile(r"([\\|`*]|(?<=\])(?=\())")
 _TEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
@@ -35,8 +35,8 @@ def csv_cell(text: str) -> str:
 
 def markdown(text: str) -> str:
     """A cell or line of Markdown."""
-    escaped = _MARKDOWN.sub(r"\\\1", printable(text))
-    return escaped.replace("&", "&amp;").replace("<", "&lt;")
+    escaped = re.sub(r"&(?=#?\w+;)", "&amp;", _MARKDOWN.sub(r"\\\1", printable(text)))
+    return escaped.replace("<", "&lt;")
 
 
 def latex(text: str) -> str:

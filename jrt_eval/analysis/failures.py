@@ -67,7 +67,9 @@ def failure_table(results: Results, metric: str, *, filter_name: str | None = No
                 counts[failure_mode(generation, prompt, False)] += 1
         rows.append({"model": arm.label, "dataset": arm.shown, "variant": arm.variant, **counts})
     table = pd.DataFrame(rows, columns=["model", "dataset", "variant", *MODES])
-    return table.assign(n=table[list(MODES)].sum(axis=1)).sort_values(["model", "dataset", "variant"], ignore_index=True)
+    return table.assign(n=table[list(MODES)].sum(axis=1)).sort_values(
+        ["model", "dataset", "variant"], ignore_index=True
+    )
 
 
 def _repeats(words: list[str]) -> bool:

@@ -64,23 +64,39 @@ class Estimate:
 
 def estimate(parts: Sequence[Sums], *, share: bool, confidence: float = 0.95, by_size: bool = False) -> Estimate:
     """The mean difference over data sets. share: the metric is between 0 and 1. by_size: weigh data sets by their rows."""
-    from scipy.stats import norm, t
+    from scipy.special import ndtri
 
-    sizes = np.array([part.size.sum() for part in parts])
-    weights = sizes / sizes.sum() if by_size else np.full(len(parts), 1 / len(parts))
-    gain = float(sum(w * part.difference.sum() / size for w, part, size in zip(weights, parts, sizes, strict=True)))
-    flips = [w * part.difference / size for w, part, size in zip(weights, parts, sizes, strict=True)]
+    weights = _weights(parts, by_size)
+    flips = [w * part.difference / part.size.sum() for w, part in zip(weights, parts, strict=True)]
+    gain = float(sum(flip.sum() for flip in flips))
     p = sign_flip_p(np.concatenate(flips))
-    centres, variances = zip(*[_stratum(part, w if share else 0.0) for part, w in zip(parts, weights, strict=True)], strict=True)
-    freedom = _freedom(parts, np.array(variances) * weights**2, share)
-    se = math.sqrt(float(np.sum(np.array(variances) * weights**2)))
+    low, high, se = interval(parts, share=share, confidence=confidence, by_size=by_size)
+    detectable = float(ndtri(0.975) + ndtri(POWER)) * se
+    return Estimate(gain, min(low, gain) if low == low else low, max(high, gain) if low == low else high, p, detectable)
+
+
+def interval(
+    parts: Sequence[Sums], *, share: bool, confidence: float = 0.95, by_size: bool = False
+) -> tuple[float, float, float]:
+    """The bounds of the mean difference and its standard error; nan where nothing can be said."""
+    from scipy.special import stdtrit
+
+    weights = _weights(parts, by_size)
+    strata = [_stratum(part, w if share else 0.0) for part, w in zip(parts, weights, strict=True)]
+    centre = float(sum(w * c for w, (c, _) in zip(weights, strata, strict=True)))
+    variances = np.array([w**2 * v for w, (_, v) in zip(weights, strata, strict=True)])
+    se = math.sqrt(float(variances.sum()))
+    freedom = _freedom(parts, variances, share)
     if not math.isfinite(se) or freedom < 1 or (se == 0 and not share):
-        return Estimate(gain, math.nan, math.nan, p, math.nan)
-    centre = float(np.sum(np.array(centres) * weights))
-    half = float(t.ppf(0.5 + confidence / 2, freedom)) * se
-    low, high = (max(centre - half, -1.0), min(centre + half, 1.0)) if share else (centre - half, centre + half)
-    detectable = float(norm.ppf(0.975) + norm.ppf(POWER)) * se
-    return Estimate(gain, min(low, gain), max(high, gain), p, detectable)
+        return math.nan, math.nan, math.nan
+    half = float(stdtrit(freedom, 0.5 + confidence / 2)) * se
+    low, high = centre - half, centre + half
+    return (max(low, -1.0), min(high, 1.0), se) if share else (low, high, se)
+
+
+def _weights(parts: Sequence[Sums], by_size: bool) -> np.ndarray:
+    sizes = np.array([part.size.sum() for part in parts])
+    return sizes / sizes.sum() if by_size else np.full(len(parts), 1 / len(parts))
 
 
 def _stratum(part: Sums, added: float) -> tuple[float, float]:
@@ -117,7 +133,8 @@ def sign_flip_p(differences: np.ndarray) -> float:
     Exact where the differences are multiples of one number (metrics of 0 and 1), else by 9,999 seeded draws; normal for
     many documents.
     """
-    from scipy.stats import binomtest, norm, permutation_test
+    from scipy.special import ndtr
+    from scipy.stats import binomtest, permutation_test
 
     changed = differences[differences != 0]
     if not len(changed):
@@ -129,7 +146,7 @@ def sign_flip_p(differences: np.ndarray) -> float:
     if np.allclose(steps, whole, rtol=1e-6) and whole.sum() <= _EXACT:
         return _exact(whole.astype(int), int(np.rint(changed.sum() / np.abs(changed).min())))
     if len(changed) >= _NORMAL:
-        return float(2 * norm.sf(abs(changed.sum()) / math.sqrt(float(np.sum(changed**2)))))
+        return float(2 * ndtr(-abs(changed.sum()) / math.sqrt(float(np.sum(changed**2)))))
     test = permutation_test(
         (changed,),
         np.sum,

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from jrt_eval.analysis.parse import Entry, keep_usable, parse_samples
 from jrt_eval.analysis.samples import conform
-from jrt_eval.analysis.schema import METRIC_PREFIX, RUN_COLUMNS, WEIGHT_PREFIX, predictions_schema
+from jrt_eval.analysis.schema import METRIC_PREFIX, RUN_COLUMNS, SCORES, WEIGHT_PREFIX, predictions_schema
 from jrt_eval.analysis.tree import MANIFEST, Survey, scores_table, survey_tree
 from jrt_eval.errors import UserError, nearest
 
@@ -173,9 +173,7 @@ class Results:
         return f"Results({models} models, {tasks} tasks, {len(self.scores)} scores, {predictions} predictions)"
 
 
-def load_results(
-    *folders: str | os.PathLike[str], keep: str = "newest", columns: list[str] | None = None
-) -> Results:
+def load_results(*folders: str | os.PathLike[str], keep: str = "newest", columns: list[str] | None = None) -> Results:
     """Load folders that `jrt-eval collect` wrote, or trees of lm-eval output (nothing is written there).
 
     keep: as in `collect`; a collected folder has what its collect kept. columns: the columns of `predictions` (all).
@@ -185,7 +183,9 @@ def load_results(
     collected = [root for root in roots if (root / MANIFEST).is_file() and (root / "scores.parquet").is_file()]
     if not roots or (collected and len(collected) < len(roots)):
         raise UserError(
-            "name folders of results" if not roots else f"{collected[0]} was collected and others were not: name one kind"
+            "name folders of results"
+            if not roots
+            else f"{collected[0]} was collected and others were not: name one kind"
         )
     if collected:
         return _joined([_load_collected(root, columns) for root in roots])
@@ -228,7 +228,9 @@ def _load_collected(root: Path, columns: list[str] | None) -> Results:
 def _joined(results: Sequence[Results]) -> Results:
     if len(results) == 1:
         return results[0]
-    scores = to_pandas(pa.concat_tables([pa.Table.from_pandas(r.scores, preserve_index=False) for r in results]))
+    kinds = {column.name: "category" for column in SCORES if column.kind == "category"}
+    plain = [r.scores.astype(dict.fromkeys(kinds, object)) for r in results]
+    scores = pd.concat(plain, ignore_index=True).astype(kinds)
     seen: set[tuple[str, str]] = set()
     units = []
     for unit in (unit for r in results for unit in r.units):

@@ -8,7 +8,7 @@ several times is paired in order. Runs that differ in their seeds are averaged p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,6 @@ class Arm:
     settings: tuple[Any, ...]
     units: tuple[Unit, ...]
     filter: str
-    prefix: str = METRIC_PREFIX
 
 
 def find_arms(
@@ -70,12 +69,14 @@ def find_arms(
     having = {key: unit for key, unit in units.items() if column in unit.numbers}
     lacking = sorted({unit.task for key, unit in units.items()} - {unit.task for unit in having.values()})
     if lacking:
-        notes.add(f"without {metric} in their samples, so left out", *lacking)
+        notes.add(f"without {metric}, so left out", *lacking)
     names = sorted({name for unit in having.values() for name in unit.filters})
     if filter_name is not None and filter_name not in names:
         raise UserError(f"no filter {filter_name!r}{nearest(filter_name, names)}: there are {', '.join(names)}")
     rows = single_tasks(results.scores).drop_duplicates(["run_id", "task"])
-    rows = rows.astype(dict.fromkeys(["run_id", "model", "task", "dataset", "variant", "chat_template", "task_version"], object))
+    rows = rows.astype(
+        dict.fromkeys(["run_id", "model", "task", "dataset", "variant", "chat_template", "task_version"], object)
+    )
     rows = rows[[key in having for key in zip(rows["run_id"], rows["task"], strict=True)]]
     if rows.empty:
         return []
@@ -83,16 +84,17 @@ def find_arms(
     _warn(rows, notes)
     filters = _filters(having, notes, filter_name)
     arms = []
-    for (label, task, length), part in rows.groupby(["label", "task", "context_length"], dropna=False):
+    for _, part in rows.groupby(["label", "task", "context_length"], dropna=False):
         first = part.iloc[0]
+        task, length = str(first["task"]), first["context_length"]
         if filters[task] is None:
             notes.add(f"without the filter {filter_name}, so left out", task)
             continue
         several = filter_name is None and len({f for u in having.values() if u.task == task for f in u.filters}) > 1
         arms.append(
             Arm(
-                name=f"{label}, {task}",
-                label=label,
+                name=f"{first['label']}, {task}",
+                label=str(first["label"]),
                 task=task,
                 dataset=first["dataset"],
                 shown=first["dataset"] + (f" ({filters[task]})" if several else ""),
@@ -133,7 +135,9 @@ def pair_arms(
             notes.add(f"{counted(count, 'document')} of one side alone left out", arm.name)
     other = (both["target"] != both["target_second"]).fillna(False).astype(bool)
     if other.any():
-        notes.add(f"{counted(int(other.sum()), 'document')} left out because the two sides have other gold answers", where)
+        notes.add(
+            f"{counted(int(other.sum()), 'document')} left out because the two sides have other gold answers", where
+        )
         both = both[~other]
     if cluster is None:
         names = both["document_names"]
@@ -162,7 +166,9 @@ def document_numbers(rows: pd.DataFrame) -> np.ndarray:
     )
     links = names.explode().dropna()
     strata = rows["stratum"].astype(str).groupby(groups).first()
-    codes = pd.factorize(strata[links.index].to_numpy(dtype=object) + "\0" + links.astype(str).to_numpy(dtype=object))[0]
+    codes = pd.factorize(strata[links.index].to_numpy(dtype=object) + "\0" + links.astype(str).to_numpy(dtype=object))[
+        0
+    ]
     count = groups.max(initial=-1) + 1
     size = count + codes.max(initial=-1) + 1
     graph = coo_matrix((np.ones(len(codes), bool), (links.index.to_numpy(), count + codes)), shape=(size, size))
@@ -192,9 +198,10 @@ def _read(results: Results, arm: Arm, metric: str, extra: list[str], notes: Note
     base["weight"] = base[weight].astype("float64") if weight in base else 1.0
     if len(frames) > 1:
         kind = next((k for k in _IDENTITY if k in kinds), "position")
-        scores = pd.concat([frame.set_index(_keys(frame, kind))[column] for frame in frames], axis=1, join="inner")
-        base = base.set_index(_keys(base, kind)).loc[scores.index].reset_index(drop=True)
-        base["score"] = scores.mean(axis=1).to_numpy()
+        columns = [frame.set_index(_keys(frame, kind))[[column]] for frame in frames]
+        every = pd.concat(columns, axis=1, join="inner")
+        base = base.set_index(_keys(base, kind)).loc[every.index].reset_index(drop=True)
+        base["score"] = every.mean(axis=1).to_numpy()
     base.attrs["kinds"] = kinds
     return base
 
@@ -240,8 +247,3 @@ def _warn(rows: pd.DataFrame, notes: Notes) -> None:
         if len(lengths) > 1:
             told = ", ".join("whole" if length < 0 else str(length) for length in lengths)
             notes.add(f"several context lengths ({told}): only equal ones are compared", f"{label}, {dataset}")
-
-
-def with_shown(arm: Arm, shown: str) -> Arm:
-    """The arm under another name for its data set."""
-    return replace(arm, shown=shown)

@@ -218,7 +218,9 @@ def _intervals(
         if gain != gain:
             continue
         spread = [[max(gain - low, 0)], [max(high - gain, 0)]] if low == low else None
-        point = {"x": [gain], "y": [place], "xerr": spread} if horizontal else {"x": [place], "y": [gain], "yerr": spread}
+        point = (
+            {"x": [gain], "y": [place], "xerr": spread} if horizontal else {"x": [place], "y": [gain], "yerr": spread}
+        )
         drawn = axes.errorbar(
             **point, fmt=_marker(index), color=color, capsize=2, markersize=4, linewidth=1.2,
             label=label if number == 0 else None,

@@ -157,9 +157,7 @@ def _parse(line: bytes, position: int, unread: set[str]) -> dict[str, Any]:
     except RecursionError:
         raise BadLine(f"the line at byte {position} is nested too deeply") from None
     if row["doc_id"] is None and row["row"] is None and row["doc_hash"] is None:
-        raise BadLine(
-            f"the line at byte {position} has neither doc_id nor doc_hash, so its document cannot be matched"
-        )
+        raise BadLine(f"the line at byte {position} has neither doc_id nor doc_hash, so its document cannot be matched")
     return row
 
 

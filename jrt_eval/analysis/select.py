@@ -69,7 +69,8 @@ def choose_runs(rows: pd.DataFrame, notes: Notes, *, prefer_full: bool = True) -
     Runs that remain equal in model, task and settings differ in seeds.
     """
     settings = [name for name in SETTINGS if name != "limit"]
-    rows = rows.assign(full=rows["limit"].isna()).sort_values(["full", "time"], kind="stable")
+    subset = (rows["n"] < rows["n_original"]).fillna(False).astype(bool)
+    rows = rows.assign(full=rows["limit"].isna() & ~subset).sort_values(["full", "time"], kind="stable")
     if prefer_full:
         thing = ["model", "task", *settings]
         best = rows.groupby(thing, dropna=False)["full"].transform("max")
@@ -90,9 +91,9 @@ def label_settings(rows: pd.DataFrame) -> pd.Series[str]:
     for (model, _, _), part in rows.groupby(["model", "task", "context_length"], dropna=False):
         for name in SETTINGS:
             if name not in _WITHOUT_LABEL and len(part) > 1 and part[name].nunique(dropna=False) > 1:
-                differing.setdefault(model, []).append(name)
+                differing.setdefault(str(model), []).append(name)
         if part["limit"].nunique(dropna=False) > 1:
-            differing.setdefault(model, []).append("limit")
+            differing.setdefault(str(model), []).append("limit")
     labels = []
     spread = {
         model: {name: rows.loc[rows["model"] == model, name] for name in names} for model, names in differing.items()

@@ -99,7 +99,10 @@ class Table:
         head = [escape.markdown(h) for h in self.headers()]
         rule = ["---"] * self.labels + ["---:"] * (len(head) - self.labels)
         rows = [
-            [f"**{escape.markdown(cell)}**" if mark else escape.markdown(cell) for cell, mark in zip(cells, marks, strict=True)]
+            [
+                f"**{escape.markdown(cell)}**" if mark else escape.markdown(cell)
+                for cell, mark in zip(cells, marks, strict=True)
+            ]
             for cells, marks in zip(self.cells(), self.is_best(), strict=True)
         ]
         lines = ["| " + " | ".join(row) + " |" for row in [head, rule, *rows]]
@@ -129,7 +132,9 @@ class Table:
             lines += [" ".join(rules), " & ".join(under) + r" \\"]
         lines.append("\\midrule")
         for cells, marks in zip(self.cells(), self.is_best(), strict=True):
-            shown = [f"\\textbf{{{escape.latex(c)}}}" if m else escape.latex(c) for c, m in zip(cells, marks, strict=True)]
+            shown = [
+                f"\\textbf{{{escape.latex(c)}}}" if m else escape.latex(c) for c, m in zip(cells, marks, strict=True)
+            ]
             lines.append(" & ".join("{}" + c if c.startswith("[") else c for c in shown) + r" \\")
         lines += ["\\bottomrule", "\\end{tabular}"]
         if self.notes:
@@ -243,4 +248,4 @@ def with_columns(records: list[list[Any]], names: list[Name]) -> pd.DataFrame:
 
 def _plain(high: str, low: str) -> str:
     name = high if high == low or not low else f"{high}_{low}"
-    return "".join(c if c.isalnum() else "_" for c in name.lower().replace("%", " percent")).strip("_")
+    return re.sub(r"[\W_]+", "_", name.lower().replace("%", " percent ")).strip("_")

@@ -30,7 +30,16 @@ from jrt_eval.errors import UserError, nearest
 
 PAPER = "paper"
 OURS = "measured"
-_ORDER = ["fda", "swde", "nq_512", "nq_1024", "nq_2048", "squad", "triviaqa", "drop"]  # the order of the paper's columns
+_ORDER = [
+    "fda",
+    "swde",
+    "nq_512",
+    "nq_1024",
+    "nq_2048",
+    "squad",
+    "triviaqa",
+    "drop",
+]  # the order of the paper's columns
 _NAMES = {"fda": "FDA", "swde": "SWDE", "squad": "SQuAD", "triviaqa": "TriviaQA", "drop": "DROP", "nq": "NQ"}
 _FEW_METRICS = 4  # as many metrics are all shown
 
@@ -58,7 +67,7 @@ def scores_table(results: Results, *, metrics: Sequence[str] | None = None, filt
     `all`: all). Raises UserError.
     """
     notes = Notes()
-    scores = results.scores.astype({c: object for c in ("run_id", "model", "task", "metric", "filter", "variant")})
+    scores = results.scores.astype(dict.fromkeys(("run_id", "model", "task", "metric", "filter", "variant"), object))
     wanted = _wanted_metrics(scores, metrics)
     scores = scores[scores["metric"].isin(wanted)]
     if filter_name is not None:
@@ -66,7 +75,7 @@ def scores_table(results: Results, *, metrics: Sequence[str] | None = None, filt
         if filter_name not in known:
             raise UserError(f"no filter {filter_name!r}{nearest(filter_name, known)}: there are {', '.join(known)}")
         scores = scores[scores["filter"] == filter_name]
-    plain = {c: object for c in ("chat_template", "task_version", "dataset")}
+    plain = dict.fromkeys(("chat_template", "task_version", "dataset"), object)
     runs = choose_runs(scores.drop_duplicates(["run_id", "task"]).astype(plain), notes, prefer_full=False)
     scores = scores.merge(runs[["run_id", "task", "label"]], on=["run_id", "task"])
     keys = ["task", "group", "label", "context_length"]
@@ -76,8 +85,9 @@ def scores_table(results: Results, *, metrics: Sequence[str] | None = None, filt
     units = {m: Unit(m, scores.loc[scores["metric"] == m, "value"]) for m in wanted}
     named = [(f"{m} (%)" if units[m].share else m, "" if f == "none" else f) for m, f in cells]
     records = []
-    for (task, group, label, length), part in scores.groupby(keys, dropna=False):
-        record: list[Any] = [f"{task} (group)" if group is True else task, label]
+    for _, part in scores.groupby(keys, dropna=False):
+        task, group, label, length = (part.iloc[0][key] for key in keys)
+        record: list[Any] = [f"{task} (group)" if bool(group) else task, label]
         record += [("whole" if pd.isna(length) else str(length))] if several else []
         record.append(None if part["n"].isna().all() else int(part["n"].max()))
         for metric, name in cells:
@@ -90,7 +100,9 @@ def scores_table(results: Results, *, metrics: Sequence[str] | None = None, filt
     table = with_columns(records, [*columns, *named])
     formats = dict.fromkeys(named, "measure")
     decimals = 1 if all(unit.share for unit in units.values()) else 3
-    return Table("scores ± standard error", table, len(columns) - 1, [], notes.lines(), decimals, formats, slug="scores")
+    return Table(
+        "scores ± standard error", table, len(columns) - 1, [], notes.lines(), decimals, formats, slug="scores"
+    )
 
 
 def _wanted_metrics(scores: pd.DataFrame, asked: Sequence[str] | None) -> list[str]:
@@ -98,7 +110,9 @@ def _wanted_metrics(scores: pd.DataFrame, asked: Sequence[str] | None) -> list[s
     if asked and list(asked) != ["all"]:
         for name in asked:
             if name not in available:
-                raise UserError(f"no metric {name!r}{nearest(name, available)}: there are {', '.join(sorted(available))}")
+                raise UserError(
+                    f"no metric {name!r}{nearest(name, available)}: there are {', '.join(sorted(available))}"
+                )
         return list(dict.fromkeys(asked))
     order = [m for m in PREFERRED if m in available] + [m for m in available if m not in PREFERRED]
     if asked or len(available) <= _FEW_METRICS:
@@ -157,7 +171,9 @@ def prompt_table(
     formats = {name: "signed"} if gain else {}
     lower = _lower(scores, chosen)
     title = f"{unit.title}: read {' and '.join(variants)}"
-    return Table(title, with_columns(records, columns), labels, best, notes.lines(), unit.decimals, formats, lower, "prompt")
+    return Table(
+        title, with_columns(records, columns), labels, best, notes.lines(), unit.decimals, formats, lower, "prompt"
+    )
 
 
 def length_table(
@@ -269,7 +285,14 @@ def overview_table(results: Results, comparison: Comparison | None) -> Table:
     if comparison is not None:
         title += f"; {unit.title}, mean over the tasks read both ways"
     formats = {("gain", "gain"): "signed", ("95% interval", "95% interval"): "interval"}
-    return Table(title, frame.drop(columns=empty), 2 - (("size", "size") in empty), decimals=unit.decimals, formats=formats, slug="overview")
+    return Table(
+        title,
+        frame.drop(columns=empty),
+        1 if ("size", "size") in list(map(tuple, empty)) else 2,
+        decimals=unit.decimals,
+        formats=formats,
+        slug="overview",
+    )
 
 
 def version_warnings(results: Results) -> list[str]:

@@ -64,9 +64,7 @@ class _File:
     stamp: Stamp
 
 
-def survey_tree(
-    roots: Sequence[Path], *, keep: str = "newest", known: dict[str, Any] | None = None
-) -> Survey:
+def survey_tree(roots: Sequence[Path], *, keep: str = "newest", known: dict[str, Any] | None = None) -> Survey:
     """Read the result files under `roots` and find their samples. Raises UserError.
 
     keep: `newest` or `all` of several runs that differ in nothing that changes a score. known: entries of an earlier

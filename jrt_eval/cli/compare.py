@@ -87,7 +87,12 @@ def compare(
         metric = paired_metric(results, metric)
         shown = tables.failures_as_table(failure_table(results, metric, filter_name=filter_name), metric)
     else:
-        settings = {"metric": metric, "filter_name": filter_name, "cluster": cluster, "by_size": pool == "documents"}
+        settings: dict[str, object] = {
+            "metric": metric,
+            "filter_name": filter_name,
+            "cluster": cluster,
+            "by_size": pool == "documents",
+        }
         comparison = _comparison(results, versus, baseline, against, settings)
         shown = tables.gain_table(comparison) if table == "gain" else _by(comparison, table)
     options.show(shown, form, out)

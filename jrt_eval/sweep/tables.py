@@ -15,7 +15,7 @@ from jrt_eval.sweep.store import Folder
 
 if TYPE_CHECKING:
     from jrt_eval.analysis import Results
-    from jrt_eval.analysis.tables import Table
+    from jrt_eval.analysis.table import Table
 
 _STRATEGIES = {"Left-pad": "left_pad", "Read-2x": "read_twice", "Iterate": "iterate"}
 _JRT = {"360M": "JRT-360M-30B", "1.3B": "JRT-1B-50B"}
@@ -55,7 +55,7 @@ def _results(place: Folder, jobs: Sequence[Job]) -> Results:
     """The scores of the finished units of these jobs, with the sweep's model names, strategies and context lengths."""
     from jrt_eval.analysis import load_results
 
-    results = load_results(place.path, columns=[])
+    results = load_results(place.path, keep="all")  # two names for one checkpoint are two models
     names = {unit.key: (job, unit) for job in jobs for unit in job.units if place.done(unit, job.commit)}
     keys = results.scores["file"].astype(str).str.split("/").str[1]
     scores = results.scores[keys.isin(list(names))].copy()
@@ -74,7 +74,8 @@ def _table4(results: Results) -> Table:
     import pandas as pd
 
     from jrt_eval.analysis.published import published_folder
-    from jrt_eval.analysis.tables import OURS, PAPER, Table, dataset_name
+    from jrt_eval.analysis.table import Table
+    from jrt_eval.analysis.tables import OURS, PAPER, dataset_name
 
     ours = results.scores[results.scores["metric"] == "contains"]
     rows = [

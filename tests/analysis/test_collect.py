@@ -17,7 +17,7 @@ from results_files import edit, rerun, result_file, sample_file
 import jrt_eval
 from jrt_eval.analysis import collect, load_results
 from jrt_eval.analysis.runs import parse_args, split_task
-from jrt_eval.analysis.samples import read_batches, write_part
+from jrt_eval.analysis.samples import Part, read_batches, write_part
 from jrt_eval.analysis.schema import PREDICTIONS, SCORES, markdown
 from jrt_eval.errors import UserError
 
@@ -138,7 +138,7 @@ def test_incremental(runs: Path) -> None:
 
 def test_workers_and_ranges_give_the_same(runs: Path, tmp_path: Path) -> None:
     path = sample_file(runs, "jrt_towns")
-    whole = pd.concat([t.to_pandas() for t in read_batches(path, RUN)])
+    whole = pd.concat([t.to_pandas() for t in read_batches(path, RUN, Part())])
     size = path.stat().st_size
     for step in (1000, 1357, size):
         starts = list(range(0, size, step))
@@ -168,7 +168,11 @@ def test_metric_that_appears_late(tmp_path: Path, runs: Path, monkeypatch: pytes
     last = json.loads(lines[-1])
     lines[-1] = json.dumps({**last, "metrics": [*last["metrics"], "late"], "late": 0.5})
     path.write_text("\n".join(lines) + "\n")
-    assert write_part(path, tmp_path / "p.parquet", RUN).metrics == ("contains", "exact_match", "late")
+    assert write_part(path, tmp_path / "p.parquet", RUN).numbers == {
+        "metric_contains",
+        "metric_exact_match",
+        "metric_late",
+    }
     assert pq.read_table(tmp_path / "p.parquet")["metric_late"].null_count == len(lines) - 1
 
 
@@ -215,7 +219,7 @@ def test_bad_files_are_listed_and_the_rest_is_kept(runs: Path) -> None:
     short = sample_file(runs, "jrt_towns")
     short.write_text("".join(short.read_text().splitlines(keepends=True)[:7]))
     nameless = sample_file(runs, "jrt_towns_twice")
-    nameless.write_text(nameless.read_text().replace('"doc_id": 0, ', ""))
+    nameless.write_text(nameless.read_text().replace('"doc_id": 0, ', "").replace('"doc_hash": ', '"hash": '))
     orphan = runs / "samples_jrt_x_2026-01-01T00-00-00.000000.jsonl"
     shutil.copy(sample_file(runs, "colours_choice"), orphan)
     (runs / "config.json").write_text('{"model_type": "gpt2"}')
@@ -227,16 +231,18 @@ def test_bad_files_are_listed_and_the_rest_is_kept(runs: Path) -> None:
     reasons = {Path(path).name: reason for path, reason in done.skipped.items()}
     assert reasons[cut.name] == "half-written: its last line is cut"
     assert reasons[short.name] == "half-written: 7 of 60 documents"
-    assert "has no doc_id" in reasons[nameless.name]
+    assert reasons[nameless.name].startswith("1 line of it left out (the line at byte 0 has neither doc_id nor")
     assert reasons[orphan.name] == "no usable result file of the same folder and date"
     assert reasons["config.json"].startswith("foreign")
     assert reasons["notes.jsonl"].startswith("foreign")
     assert reasons[torn.name] == "half-written: the JSON ends early"
     assert len(reasons) == 8
     assert (done.runs, done.scores) == (2, 20)
-    assert done.predictions == 60 * 2 + 240
+    assert done.predictions == 60 * 2 + 59 + 240
     assert load_results(done.out).skipped == done.skipped
-    assert load_results(runs).skipped == done.skipped
+    tree = load_results(runs)
+    assert len(tree.predictions) == done.predictions
+    assert tree.skipped == done.skipped
     assert collect(runs).skipped == done.skipped  # known from the manifest
 
 
@@ -259,7 +265,7 @@ def test_a_failure_while_writing_leaves_the_old(runs: Path, monkeypatch: pytest.
     monkeypatch.setattr(
         "jrt_eval.analysis.collecting._write_csv", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
     )
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full; nothing was changed"):
         collect(runs)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 

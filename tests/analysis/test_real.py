@@ -17,7 +17,7 @@ from jrt_eval._version import __version__
 from jrt_eval.analysis import compare_variants, load_results
 from jrt_eval.analysis.failures import failure_table
 from jrt_eval.analysis.report import document_data, make_parts
-from jrt_eval.analysis.statistics import POOLED
+from jrt_eval.analysis.comparison import POOLED
 from jrt_eval.cli import cli
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 import re
@@ -17,8 +16,9 @@ import pytest
 from results_files import rerun
 
 from jrt_eval.analysis import Results, load_results
-from jrt_eval.analysis.report import document_data, make_parts, write_report
-from jrt_eval.analysis.statistics import compare_variants
+from jrt_eval.analysis.documents import document_data
+from jrt_eval.analysis.report import make_parts, write_report
+from jrt_eval.analysis.comparison import compare_variants
 
 EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
 
@@ -88,16 +88,17 @@ def poisoned(results: Results) -> Results:
     frame["prompt"] = EVIL + frame["prompt"]
     frame["targets"] = [[*targets, EVIL] for targets in frame["targets"]]
     rename = {"acme/reader-small": f"acme/{EVIL}"}
-    return dataclasses.replace(
-        results,
-        predictions=frame.assign(model=frame["model"].cat.rename_categories(rename)),
-        scores=results.scores.assign(model=results.scores["model"].cat.rename_categories(rename)),
+    return Results(
+        results.scores.assign(model=results.scores["model"].cat.rename_categories(rename)),
+        frame.assign(model=frame["model"].cat.rename_categories(rename)),
         notes=[EVIL],
     )
 
 
 def test_document_data_holds_every_prediction(results: Results) -> None:
-    index, chunks = document_data(results, "contains")
+    data = document_data(results, "contains")
+    index, chunks = data.index, data.chunks()
+    assert (data.shown, data.total) == (480, 480)
     known = results.predictions[results.predictions["metric_contains"].notna()]
     assert len(index["answers"]) == len(known) == 480
     assert len(index["documents"]) == 120
@@ -105,12 +106,12 @@ def test_document_data_holds_every_prediction(results: Results) -> None:
     assert kinds == [0, 1] * 240  # once stands before twice
     prompts = [prompts for chunk in chunks for prompts in chunk]
     seen = {
-        (index["models"][m], v, d[1], index["datasets"][d[0]]): (score, generation, prompts[at][p])
+        (index["models"][m], v, d[1], index["tasks"][d[0]]): (score, generation, prompts[at][p])
         for at, m, v, score, generation, p in index["answers"]
         for d in [index["documents"][at]]
     }
     for row in known.itertuples():
-        score, generation, prompt = seen[row.model, ["once", "twice"].index(row.variant), row.row, row.dataset]
+        score, generation, prompt = seen[row.model, ["once", "twice"].index(row.variant), row.doc_id, row.dataset]
         assert (score, generation, prompt) == (row.metric_contains, row.generation, row.prompt)
 
 
@@ -135,29 +136,32 @@ def test_overview_stands_first(runs: Path, tmp_path: Path) -> None:
     pooled = compare_variants(results).table.query("dataset == 'all tasks'").set_index("model")
     for model in rows.index:
         assert rows.loc[model, "once"] == pytest.approx(100 * pooled.loc[model, "first"])
-        assert rows.loc[model, "gain"] == f"{100 * pooled.loc[model, 'gain']:+.1f}"
+        assert rows.loc[model, "gain"] == pytest.approx(100 * pooled.loc[model, "gain"])
     assert rows.loc["acme/reader-new", ["tasks", "limit", "lm_eval"]].tolist() == ["4", "60", "0.4.12"]
     newest = results.scores.loc[results.scores["model"] == "acme/reader-small", "lm_eval_version"].iloc[0]
     assert f"run with several versions of lm-eval: 0.4.12, {newest}" in parts.notes
-    assert "jrt_towns: several versions of the task (0.5, 1.0)" in parts.notes
-    assert any("run with --limit 60" in note for note in parts.notes)
+    assert "several versions of the task (0.5, 1.0): jrt_towns" in parts.notes
+    assert any("with --limit 60" in note for note in parts.notes)
     write_report(results, tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert page.index('id="table-overview"') < page.index('class="notes"') < page.index('id="table-prompt"')
+    places = [
+        page.index(text)
+        for text in ('class="conclusions"', 'class="plot lead"', 'class="notes"', 'id="table-overview"')
+    ]
+    assert places == sorted(places)
 
 
 def test_report_where_no_model_read_both_ways(runs: Path, tmp_path: Path) -> None:
     results = load_results(runs)
     keep = {"acme/reader-small": "once", "acme/reader-large": "twice"}
     scores, frame = results.scores, results.predictions
-    half = dataclasses.replace(
-        results,
-        scores=scores[scores["model"].astype(str).map(keep) == scores["variant"].astype(str)],
-        predictions=frame[frame["model"].astype(str).map(keep) == frame["variant"].astype(str)],
+    half = Results(
+        scores[scores["model"].astype(str).map(keep) == scores["variant"].astype(str)],
+        frame[frame["model"].astype(str).map(keep) == frame["variant"].astype(str)],
     )
     parts = make_parts(half)
     assert "no model has a data set both once and twice" in parts.notes[0]
-    assert list(parts.tables) == ["prompt", "failures"]
+    assert list(parts.tables) == ["prompt", "scores", "failures"]
     write_report(half, tmp_path / "r.html")
 
 
@@ -174,7 +178,7 @@ def test_filters_search_and_side_by_side(results: Results, tmp_path: Path, brows
     visit(browser, tmp_path / "r.html")
     table = compare_variants(results).table
     assert browser.execute_script("return window.jrtReport.shown()") == 240
-    single = table[table["dataset"] != "all tasks"]
+    single = table[table["dataset"] != "all tasks"].rename(columns={"better": "fixed", "worse": "broken"})
     assert select(browser, "outcome", "fixed") == single["fixed"].sum()
     assert select(browser, "outcome", "broken") == single["broken"].sum()
     small = single[single["model"] == "acme/reader-small"]
@@ -186,9 +190,9 @@ def test_filters_search_and_side_by_side(results: Results, tmp_path: Path, brows
 
     frame = results.predictions
     ours = frame[(frame["model"] == "acme/reader-small") & (frame["dataset"] == "towns")]
-    wide = ours.pivot(index="row", columns="variant", values="metric_contains")
+    wide = ours.pivot(index="doc_id", columns="variant", values="metric_contains")
     row = int(wide[(wide["once"] == 0) & (wide["twice"] == 1)].index[0])
-    pair = ours[ours["row"] == row].set_index("variant")
+    pair = ours[ours["doc_id"] == row].set_index("variant")
     browser.execute_script("document.querySelector('.row').click()")
     wait(browser, "return document.querySelectorAll('#detail .prompt').length === 2")
     prompts = browser.execute_script("return [...document.querySelectorAll('#detail .prompt')].map(e => e.textContent)")
@@ -208,7 +212,7 @@ def test_filters_search_and_side_by_side(results: Results, tmp_path: Path, brows
         select(browser, name, "")
     said = frame[frame["metric_contains"].notna()]
     hits = said[said["generation"].str.contains("nobody knows", regex=False)]
-    search(browser, "NOBODY knows", hits.drop_duplicates(["model", "dataset", "row"]).shape[0])
+    search(browser, "NOBODY knows", hits.drop_duplicates(["model", "dataset", "doc_id"]).shape[0])
     search(browser, "surely nowhere", 0)
     assert browser.execute_script("return document.getElementById('count').textContent") == "0 of 240"
     search(browser, "", 240)
@@ -241,15 +245,17 @@ def test_keyboard(results: Results, tmp_path: Path, browser: Any) -> None:
     rows.send_keys(Keys.ARROW_DOWN)
     for _ in range(3):
         rows.send_keys(Keys.PAGE_DOWN)
-    wait(browser, "const row = document.querySelector('.row.chosen'); return row && row.dataset.at === '30'")
+    wait(browser, "const row = document.querySelector('.row.chosen'); return row && row.dataset.at === '31'")
 
 
-def test_twenty_thousand_predictions(results: Results, tmp_path: Path, browser: Any) -> None:
+def test_twenty_thousand_predictions(
+    results: Results, tmp_path: Path, browser: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Responsive: the first paint under 2 s, a filter or a search in a blink, and few rows in the page at any time."""
     known = results.predictions[results.predictions["metric_contains"].notna()]
     copies = []
     for copy in range(42):
-        copies.append(known.assign(row=known["row"] + 1000 * copy, doc_key=known["doc_key"] + f"-{copy}"))
+        copies.append(known.assign(row=known["doc_id"] + 1000 * copy, doc_key=known["doc_key"] + f"-{copy}"))
     frame = pd.concat(copies, ignore_index=True)
     draw = random.Random(0)
     words = [f"{draw.randrange(16**6):x}" for _ in range(3000)]
@@ -257,8 +263,9 @@ def test_twenty_thousand_predictions(results: Results, tmp_path: Path, browser: 
         row: " ".join(draw.choices(words, k=600)) for row in frame["row"].unique()
     }  # 4 KB, a window of 1,000 tokens
     frame["prompt"] = [f"{texts[row]} {prompt}" for row, prompt in zip(frame["row"], frame["prompt"], strict=True)]
-    many = dataclasses.replace(results, predictions=frame)
+    many = results.with_predictions(frame)
     assert len(frame) == 20_160
+    monkeypatch.setattr("jrt_eval.analysis.documents.BUDGET", 10**9)
     write_report(many, tmp_path / "big.html")
     visit(browser, tmp_path / "big.html")
     paint = browser.execute_script("return performance.getEntriesByName('first-contentful-paint')[0].startTime")
@@ -270,7 +277,7 @@ def test_twenty_thousand_predictions(results: Results, tmp_path: Path, browser: 
     print(json.dumps({"first_paint_ms": paint, "filter_s": seconds, "bytes": (tmp_path / "big.html").stat().st_size}))
     assert (
         browser.execute_script("return window.jrtReport.shown()")
-        == 42 * compare_variants(results).table.query("dataset != 'all tasks'")["fixed"].sum()
+        == 42 * compare_variants(results).table.query("dataset != 'all tasks'")["better"].sum()
     )
     assert browser.execute_script("return document.querySelectorAll('.row').length") < 60
     browser.execute_script("const l = document.getElementById('list'); l.scrollTop = l.scrollHeight")

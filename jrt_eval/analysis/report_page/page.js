@@ -2,8 +2,7 @@
 // Everything that documents and models say goes into the page as text nodes, never as HTML.
 const ROW = 52;
 const $ = (id) => document.getElementById(id);
-const VARIANTS = ["read once", "read twice", ""];
-const OUTCOMES = { fixed: "fixed", broken: "broken", wrong: "both wrong", right: "both right", single: "" };
+const OUTCOMES = { fixed: "better", broken: "worse", wrong: "both wrong", right: "both right", same: "same", single: "" };
 
 async function unpack(element) {
   const packed = atob(element.textContent);
@@ -24,6 +23,17 @@ function add(parent, tag, name, text) {
   return element;
 }
 
+// Shares are right above one half; other metrics are better or worse by their direction.
+function outcome(data, once, twice) {
+  if (!once || !twice) return "single";
+  if (data.share === false) {
+    const gain = (twice.score - once.score) * (data.higher === false ? -1 : 1);
+    return gain > 0 ? "fixed" : gain < 0 ? "broken" : "same";
+  }
+  const [a, b] = [once.score > 0.5, twice.score > 0.5];
+  return a ? (b ? "right" : "broken") : b ? "fixed" : "wrong";
+}
+
 // An item is a document as one model read it: its answers by variant.
 function makeItems(data) {
   const items = new Map();
@@ -35,8 +45,7 @@ function makeItems(data) {
   });
   for (const item of items.values()) {
     const once = item.answers.find((a) => a.variant === 0), twice = item.answers.find((a) => a.variant === 1);
-    const [a, b] = [once && once.score > 0.5, twice && twice.score > 0.5];
-    item.outcome = !once || !twice ? "single" : a ? (b ? "right" : "broken") : b ? "fixed" : "wrong";
+    item.outcome = outcome(data, once, twice);
     const [, , key, question, gold] = data.documents[item.document];
     item.text = [key, question, ...gold, ...item.answers.map((x) => x.generation)].join("\n").toLowerCase();
   }
@@ -54,26 +63,32 @@ const promptsOf = async (documentAt) => (await chunkOf(documentAt))[documentAt %
 async function filter() {
   const ask = ++state.asked;
   const task = $("task").value, model = $("model").value, outcome = $("outcome").value;
-  const words = $("search").value.trim().toLowerCase();
+  const words = $("search").value.toLowerCase().split(/\s+/).filter((word) => word);
+  const has = (text) => words.every((word) => text.includes(word));
   let kept = state.items.filter((item) =>
     (task === "" || state.data.documents[item.document][0] === +task) &&
     (model === "" || item.model === +model) && (outcome === "" || item.outcome === outcome));
-  if (words && $("deep").checked) {
+  if (words.length && $("deep").checked) {
     const found = new Map();
     for (const item of kept) {
       if (found.has(item.document)) continue;
       const prompts = await promptsOf(item.document);
       if (ask !== state.asked) return;
-      found.set(item.document, prompts.some((prompt) => prompt.toLowerCase().includes(words)));
+      found.set(item.document, prompts.map((prompt) => prompt.toLowerCase()));
     }
-    kept = kept.filter((item) => found.get(item.document) || item.text.includes(words));
-  } else if (words) kept = kept.filter((item) => item.text.includes(words));
+    kept = kept.filter((item) => found.get(item.document).concat("").some((prompt) => has(prompt + "\n" + item.text)));
+  } else if (words.length) kept = kept.filter((item) => has(item.text));
   state.shown = kept;
   state.at = kept.indexOf(state.chosen);
   $("rows").style.height = kept.length * ROW + "px";
   $("count").textContent = `${kept.length.toLocaleString("en")} of ${state.items.length.toLocaleString("en")}`;
+  $("nothing").hidden = kept.length > 0;
   $("list").scrollTop = 0;
   draw();
+  if (!kept.length) {
+    state.chosen = null;
+    $("detail").replaceChildren();
+  } else if (state.at < 0) choose(0, false);
 }
 
 function draw() {
@@ -87,12 +102,13 @@ function draw() {
     const element = add(fresh, "div", "row" + (item === state.chosen ? " chosen" : ""));
     element.style.top = at * ROW + "px";
     element.dataset.at = at;
+    element.id = "row-" + at;
     element.setAttribute("role", "option");
     element.setAttribute("aria-selected", item === state.chosen);
     add(element, "div", "asked", question || gold[0] || "document " + row);
     const where = add(element, "div", "where");
     if (OUTCOMES[item.outcome]) add(where, "span", "tag " + item.outcome, OUTCOMES[item.outcome] + " ");
-    where.append(`${state.data.datasets[dataset]} ${row} · ${state.data.models[item.model]}`);
+    where.append(`${state.data.tasks[dataset]} ${row} · ${state.data.models[item.model]}`);
   }
   rows.replaceChildren(fresh);
 }
@@ -115,19 +131,27 @@ function marked(parent, text, gold) {
   }
 }
 
-async function choose(at) {
+const reading = (answer) => (answer.variant < 0 ? "" : "read " + state.data.variants[answer.variant].replace("_", " "));
+const link = (item) => `#d${item.document}-${item.model}`;
+
+// linked: whether the address of the page becomes that of the document.
+async function choose(at, linked = true) {
   if (at < 0 || at >= state.shown.length) return;
   const item = state.shown[at];
   state.chosen = item;
   state.at = at;
   draw();
+  $("list").setAttribute("aria-activedescendant", "row-" + at);
+  if (linked) history.replaceState(null, "", link(item));
   const data = state.data, [dataset, row, key, question, gold] = data.documents[item.document];
   const prompts = await promptsOf(item.document);
   if (state.chosen !== item) return;
   const detail = $("detail");
   detail.replaceChildren();
   add(detail, "h3", "", question || "document " + row);
-  add(detail, "p", "note", `${data.datasets[dataset]}, row ${row}` + (key ? `, ${key}` : ""));
+  const where = add(detail, "p", "note", `${data.tasks[dataset]}, document ${row}` + (key ? `, ${key} ` : " "));
+  const anchor = add(where, "a", "", "link to this document");
+  anchor.href = link(item);
   add(detail, "h4", "", gold.length > 1 ? "gold answers" : "gold answer");
   gold.forEach((answer) => add(detail, "span", "gold", answer));
   const others = state.items.filter((other) => other.document === item.document && other !== item);
@@ -136,9 +160,10 @@ async function choose(at) {
     const sides = add(detail, "div", "sides generations");
     for (const answer of shown.answers) {
       const side = add(sides, "div", "side"), who = add(side, "div", "who");
-      add(who, "b", "", VARIANTS[answer.variant]);
+      add(who, "b", "", reading(answer));
       const right = answer.score > 0.5;
-      add(who, "span", right ? "right" : "wrong", (right ? "✓ " : "✗ ") + answer.score);
+      if (data.share === false) add(who, "span", "", String(answer.score));
+      else add(who, "span", right ? "right" : "wrong", (right ? "✓ " : "✗ ") + answer.score);
       if (answer.generation.trim()) marked(add(side, "p", "generation"), answer.generation, gold);
       else add(side, "p", "empty", "(empty)");
     }
@@ -147,7 +172,7 @@ async function choose(at) {
   const sides = add(detail, "div", "sides");
   for (const answer of item.answers) {
     const side = add(sides, "div", "side");
-    add(add(side, "div", "who"), "b", "", VARIANTS[answer.variant]);
+    add(add(side, "div", "who"), "b", "", reading(answer));
     const prompt = add(side, "div", "prompt");
     marked(prompt, prompts[answer.prompt], gold);
     const mark = prompt.querySelector("mark");
@@ -170,7 +195,7 @@ async function open() {
   }
   state.data = await unpack($("index"));
   state.items = makeItems(state.data);
-  for (const [id, names, all] of [["task", state.data.datasets, "all tasks"], ["model", state.data.models, "all models"]]) {
+  for (const [id, names, all] of [["task", state.data.tasks, "all tasks"], ["model", state.data.models, "all models"]]) {
     add($(id), "option", "", all).value = "";
     names.forEach((name, i) => (add($(id), "option", "", name).value = i));
   }
@@ -188,15 +213,50 @@ async function open() {
     if (row) choose(+row.dataset.at);
   });
   $("list").addEventListener("keydown", (event) => {
-    const by = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10 }[event.key];
+    const end = state.shown.length;
+    const by = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10, Home: -end, End: end }[event.key];
     if (by) {
       event.preventDefault();
       move(by);
     }
   });
+  window.addEventListener("hashchange", followLink);
   await filter();
+  followLink();
   window.jrtReport.ready = true;
 }
 
+function followLink() {
+  const match = /^#d(\d+)-(\d+)$/.exec(location.hash);
+  if (!match) return;
+  const at = state.shown.findIndex((item) => item.document === +match[1] && item.model === +match[2]);
+  if (at < 0) return;
+  $("list").scrollTop = Math.max(0, at * ROW - $("list").clientHeight / 3);
+  choose(at);
+  $("documents").scrollIntoView();
+}
+
+// A click on a column's name sorts by it: numbers as numbers, missing values last.
+function sortable(table) {
+  const body = table.tBodies[0], heads = [...table.querySelectorAll(".names th")];
+  const number = (text) => parseFloat(text.replace(/^[<[]/, "").replace("−", "-"));
+  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+    const down = head.getAttribute("aria-sort") === "descending";
+    heads.forEach((other) => other.setAttribute("aria-sort", "none"));
+    head.setAttribute("aria-sort", down ? "ascending" : "descending");
+    const key = (row) => row.cells[column].textContent;
+    const numeric = head.classList.contains("number");
+    const rows = [...body.rows].sort((a, b) => {
+      if (!numeric) return (down ? 1 : -1) * key(a).localeCompare(key(b), "en", { numeric: true });
+      const [x, y] = [number(key(a)), number(key(b))];
+      return isNaN(x) ? (isNaN(y) ? 0 : 1) : isNaN(y) ? -1 : down ? x - y : y - x;
+    });
+    body.append(...rows);
+  }));
+}
+
+document.querySelectorAll("figure.table table").forEach(sortable);
+
 // After the first paint, so that tables and plots do not wait for the documents.
-requestAnimationFrame(() => setTimeout(open));
+if ($("index")) requestAnimationFrame(() => setTimeout(open));
+else window.jrtReport.ready = true;
