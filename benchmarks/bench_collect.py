@@ -1,10 +1,10 @@
-"""How long `collect` takes for a million predictions (about 2 GB of samples), and how much memory.
+"""Time and memory of collect, scores, compare and report for a million predictions (about 2 GB of samples).
 
     python benchmarks/bench_collect.py [--predictions 1000000] [--workers 2] [--folder /tmp/bench_collect] [--keep]
 
 Writes lm-eval output of 10 models x 10 tasks with 2 KB lines, collects it, collects again (all known), adds one run and
-collects that. Prints a table of seconds (on the clock and of CPU), megabytes per second and peak memory (all processes
-together, sampled).
+collects that, and then runs the commands that read what was collected. Prints a table of seconds (elapsed and CPU) and
+peak memory (all processes together, sampled).
 """
 
 from __future__ import annotations
@@ -125,6 +125,12 @@ def timed(command: list[str]) -> tuple[float, float, int]:
     return seconds, now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime, peak[0]
 
 
+def row(name: str, command: list[str]) -> None:
+    """Run a command and print its row."""
+    seconds, cpu, memory = timed(command)
+    print(f"| {name} | {seconds:.1f} | {cpu:.1f} | {memory / 1e6:.0f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--predictions", type=int, default=1_000_000)
@@ -141,19 +147,23 @@ def main() -> None:
     shutil.rmtree(folder / "out", ignore_errors=True)
     shutil.rmtree(runs / "late", ignore_errors=True)
     size = sum(path.stat().st_size for path in runs.rglob("*.jsonl")) / 1e6
-    command = [sys.executable, "-c", "from jrt_eval.cli import cli; cli()", "collect", str(runs)]
-    command += ["-o", str(folder / "out"), "--workers", str(args.workers)]
+    program = [sys.executable, "-c", "from jrt_eval.cli import cli; cli()"]
+    out = str(folder / "out")
+    collect = [*program, "collect", str(runs), "-o", out, "--workers", str(args.workers)]
     print(f"{documents * MODELS * TASKS:,} predictions, {size:,.0f} MB of samples, {args.workers} workers\n")
-    print("| collect | seconds | CPU seconds | MB/s | peak memory (MB) |\n| --- | ---: | ---: | ---: | ---: |")
-    seconds, cpu, memory = timed(command)
-    print(f"| all | {seconds:.1f} | {cpu:.1f} | {size / seconds:.0f} | {memory / 1e6:.0f} |")
-    seconds, cpu, memory = timed(command)
-    print(f"| again, nothing new | {seconds:.1f} | {cpu:.1f} | | {memory / 1e6:.0f} |")
+    print("| command | seconds | CPU seconds | peak memory (MB) |\n| --- | ---: | ---: | ---: |")
+    row("collect", collect)
+    row("collect again, nothing new", collect)
     write_run(runs, "late", max(documents // 10, 1))
-    seconds, cpu, memory = timed(command)
-    print(f"| again, one small run more | {seconds:.1f} | {cpu:.1f} | | {memory / 1e6:.0f} |")
+    row("collect again, one small run more", collect)
+    page = folder / "report.html"
+    row("scores", [*program, "scores", out])
+    row("compare --table prompt", [*program, "compare", out, "--table", "prompt"])
+    row("compare", [*program, "compare", out])
+    row("compare --versus", [*program, "compare", out, "--versus", "model0", "model1"])
+    row("report", [*program, "report", out, "-o", str(page)])
     written = sum(path.stat().st_size for path in (folder / "out").rglob("*")) / 1e6
-    print(f"\n{written:,.0f} MB written")
+    print(f"\n{written:,.0f} MB collected, a page of {page.stat().st_size / 1e6:.1f} MB")
     if not args.keep:
         shutil.rmtree(folder)
 

@@ -156,7 +156,7 @@ def gain_by(comparison: Comparison, column: str, bins: int = 5, *, confidence: f
         rows = []
         for index, (_, part) in enumerate(known.groupby(groups, observed=True)):
             edges = {"low_edge": float(part[column].min()), "high_edge": float(part[column].max())}
-            rows.append({"bin": index, **edges, **_summary([part], comparison, confidence, False)})
+            rows.append({"bin": index, **edges, **_of(comparison, [part], confidence)})
         tables[str(model)] = pd.DataFrame(rows)
     return tables
 
@@ -231,11 +231,11 @@ def _table(comparison: Comparison, confidence: float, by_size: bool) -> pd.DataF
     for model, of_model in comparison.pairs.groupby("model", sort=True, observed=True):
         tasks = [part for _, part in of_model.groupby(["dataset", "context_length"], sort=True, observed=True)]
         for part in tasks:
-            summary = _summary([part], comparison, confidence, False)
+            summary = _of(comparison, [part], confidence)
             rows.append({"model": model, "dataset": str(part["dataset"].iloc[0]), **summary})
         if len(tasks) > 1:
             strata = [part for _, part in of_model.groupby("stratum", sort=True, observed=True)]
-            rows.append({"model": model, "dataset": POOLED, **_summary(strata, comparison, confidence, by_size)})
+            rows.append({"model": model, "dataset": POOLED, **_of(comparison, strata, confidence, by_size)})
     table = pd.DataFrame(rows)
     table["p_adjusted"] = math.nan
     pooled = table["dataset"] == POOLED
@@ -245,14 +245,28 @@ def _table(comparison: Comparison, confidence: float, by_size: bool) -> pd.DataF
     return table
 
 
-def _summary(parts: list[pd.DataFrame], comparison: Comparison, confidence: float, by_size: bool) -> dict[str, float]:
+def _of(
+    comparison: Comparison, parts: list[pd.DataFrame], confidence: float, by_size: bool = False
+) -> dict[str, float]:
+    higher = comparison.higher_is_better
+    return summary(parts, share=comparison.share, higher_is_better=higher, confidence=confidence, by_size=by_size)
+
+
+def summary(
+    parts: list[pd.DataFrame],
+    *,
+    share: bool,
+    higher_is_better: bool,
+    confidence: float = 0.95,
+    by_size: bool = False,
+) -> dict[str, float]:
     """Sizes, means over the parts' means, the gain with its interval and p, and how many rows changed."""
     sums = []
     for part in parts:
         difference = (part["second"] - part["first"]) * part["weight"]
         grouped = pd.DataFrame({"d": difference, "c": part["weight"]}).groupby(part["document"]).sum()
         sums.append(Sums(grouped["d"].to_numpy(), grouped["c"].to_numpy()))
-    found = estimate(sums, share=comparison.share, confidence=confidence, by_size=by_size)
+    found = estimate(sums, share=share, confidence=confidence, by_size=by_size)
     sizes = np.array([part["weight"].sum() for part in parts])
     weights = sizes / sizes.sum() if by_size else np.full(len(parts), 1 / len(parts))
     first, second = (
@@ -269,8 +283,8 @@ def _summary(parts: list[pd.DataFrame], comparison: Comparison, confidence: floa
         "gain": found.gain,
         "low": found.low,
         "high": found.high,
-        "better": up if comparison.higher_is_better else down,
-        "worse": down if comparison.higher_is_better else up,
+        "better": up if higher_is_better else down,
+        "worse": down if higher_is_better else up,
         "p": found.p,
         "detectable": found.detectable,
     }

@@ -109,24 +109,34 @@ def find_arms(
 
 
 def pair_arms(
-    results: Results, first: Arm, second: Arm, metric: str, notes: Notes, *, cluster: str | None = None
+    results: Results,
+    first: Arm,
+    second: Arm,
+    metric: str,
+    notes: Notes,
+    *,
+    cluster: str | None = None,
+    second_results: Results | None = None,
+    texts: tuple[str, ...] = (),
 ) -> pd.DataFrame:
     """The documents that both arms scored: `first`, `second`, `weight`, `key`, `names` and KEPT.
 
     names: lists of names of the document, for `document_numbers`. cluster: a column of predictions to take them from.
+    second_results: where the second arm is, if not in `results`. texts: columns of predictions to keep of both arms, as
+    `x` and `x_second`.
     """
-    extra = ["document_names" if cluster is None else cluster, *KEPT]
+    extra = ["document_names" if cluster is None else cluster, *KEPT, *texts]
     left = _read(results, first, metric, extra, notes)
-    right = _read(results, second, metric, [], notes)
+    right = _read(second_results or results, second, metric, list(texts), notes)
     kind = next((k for k in _IDENTITY if k in left.attrs["kinds"] and k in right.attrs["kinds"]), None)
     where = f"{first.label}, {first.shown}"
     if kind is None:
         notes.add("not paired: the two files identify their documents in different ways", where)
         return pd.DataFrame()
-    both, alone = _match(left, right, kind, notes)
+    both, alone = _match(left, right, kind, texts)
     if not len(both) and kind == "hash" and {"position"} <= left.attrs["kinds"] & right.attrs["kinds"]:
         kind = "position"
-        both, alone = _match(left, right, kind, notes)
+        both, alone = _match(left, right, kind, texts)
     if kind == "position" and len(both):
         notes.add("documents are paired by their position: that these are the same documents cannot be checked", where)
     for side, count in alone.items():
@@ -143,7 +153,8 @@ def pair_arms(
         names = both["document_names"]
     else:
         names = pd.Series([None if v is None else [str(v)] for v in both[cluster].astype(object)], index=both.index)
-    pairs = both[["first", "second", "weight", "key"]].assign(names=names)
+    kept = ["first", "second", "weight", "key", *texts, *(f"{name}_second" for name in texts)]
+    pairs = both[kept].assign(names=names)
     return pairs.join(both[list(KEPT)].astype("float64")).reset_index(drop=True)
 
 
@@ -212,11 +223,14 @@ def _keys(frame: pd.DataFrame, kind: str) -> pd.MultiIndex:
     return pd.MultiIndex.from_arrays([identity, frame.groupby(identity, dropna=False).cumcount()])
 
 
-def _match(left: pd.DataFrame, right: pd.DataFrame, kind: str, notes: Notes) -> tuple[pd.DataFrame, dict[int, int]]:
+def _match(
+    left: pd.DataFrame, right: pd.DataFrame, kind: str, texts: tuple[str, ...]
+) -> tuple[pd.DataFrame, dict[int, int]]:
     keys, others = _keys(left, kind), _keys(right, kind)
     both = left.rename(columns={"score": "first"}).set_index(keys)
     both["key"] = [f"{identity}\0{number}" if number else identity for identity, number in keys]
-    joined = right[["score", "target"]].rename(columns={"score": "second", "target": "target_second"}).set_index(others)
+    names = {"score": "second", **{name: f"{name}_second" for name in ("target", *texts)}}
+    joined = right[list(names)].rename(columns=names).set_index(others)
     both = both.join(joined, how="inner")
     alone = {0: len(left) - len(both), 1: len(right) - len(both)}
     return both.reset_index(drop=True), alone

@@ -26,6 +26,7 @@ COMMANDS = {
         "Compare read twice with read once, or models, on the same documents.",
     ),
     "audit": ("jrt_eval.cli.audit:audit", "Name the protocol of every task in lm-eval output, with warnings."),
+    "parity": ("jrt_eval.cli.parity:parity", "Compare two runs of one model, for example on two backends."),
     "report": ("jrt_eval.cli.report:report", "Write one HTML page: conclusion, tables, plots, documents."),
     "bench": ("jrt_eval.cli.bench:bench", "Measure the kernels and the models on this machine."),
 }

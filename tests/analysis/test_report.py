@@ -16,9 +16,9 @@ import pytest
 from results_files import rerun
 
 from jrt_eval.analysis import Results, load_results
+from jrt_eval.analysis.comparison import compare_variants
 from jrt_eval.analysis.documents import document_data
 from jrt_eval.analysis.report import make_parts, write_report
-from jrt_eval.analysis.comparison import compare_variants
 
 EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
 
