@@ -123,7 +123,7 @@ class Table:
             "\\centering",
             f"\\caption{{{escape.latex(self.title)}}}",
             f"\\label{{tab:{self.name()}}}",
-            "\\small",
+            "\\small" if len(columns) < 10 else "\\scriptsize\\setlength{\\tabcolsep}{3pt}",
             f"\\begin{{tabular}}{{{'l' * self.labels}{'r' * (len(columns) - self.labels)}}}",
             "\\toprule",
             " & ".join(over) + r" \\",
