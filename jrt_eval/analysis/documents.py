@@ -1,4 +1,4 @@
-"""What the report's browser of documents holds: questions, gold answers, generations, scores and prompts.
+"""What the report's browser of documents shows: questions, gold answers, generations, scores and prompts.
 
 A page has room for some of a large data set: as many documents of each task, from its start, as fit into BUDGET.
 """

@@ -44,7 +44,7 @@ def failure_mode(generation: str, prompt: str, correct: bool) -> str:
 
 
 def _occurs(given: str, text: str) -> bool:
-    """Whether these words stand in the text in this order, with anything but words between them."""
+    """Whether these words occur in the text in this order, with anything but words between them."""
     words = given.split(" ")
     if not all(word in text for word in words):  # most answers end here; the search below is slow
         return False

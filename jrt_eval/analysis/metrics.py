@@ -1,6 +1,6 @@
-"""What is known about metrics: which to prefer, which direction is better, which are shares, and what a sample holds.
+"""What is known about metrics: which to prefer, which direction is better, which are shares, and what a sample contains.
 
-lm-eval's samples hold for some metrics not the metric but what it is computed from. `per_document` turns that into a
+For some metrics, lm-eval's samples contain the numbers that the metric is computed from. `per_document` turns that into a
 number per document whose (weighted) mean orders models as the metric does:
 
     word_perplexity                    [log-likelihood, words]  -> bits_per_word, weighted by words
@@ -40,7 +40,7 @@ _WEIGHTED = {"word_perplexity": "bits_per_word", "byte_perplexity": "bits_per_by
 def is_higher_better(metric: str, stated: Any = None) -> bool | None:
     """The direction: as the task states it, else what is known of the metric's name, else None.
 
-    A metric that a sample file holds in another form (`bits_per_word` for `word_perplexity`) has the same direction.
+    A metric that a sample file contains in another form (`bits_per_word` for `word_perplexity`) has the same direction.
     """
     if isinstance(stated, bool):
         return stated

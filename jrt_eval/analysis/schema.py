@@ -134,7 +134,7 @@ PREDICTIONS = (
     ),
     Column("doc_tokens", "int", "tokens of the whole document before the window cut it, where our tasks recorded it"),
     Column("answer_token", "int", "tokens of the whole document before the answer, where our tasks recorded it"),
-    Column("answer_depth", "float", "where the first gold answer stands in the passage that was read: 0 head, 1 end"),
+    Column("answer_depth", "float", "where the first gold answer is in the passage that was read: 0 start, 1 end"),
     Column("answer_distance", "int", "characters from the end of the answer's last place to the passage's end"),
     Column(
         "answer_distance_tokens", "int", "the same in tokens, once `--tokenizer` or `count_tokens` has counted them"

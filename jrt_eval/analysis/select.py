@@ -47,7 +47,7 @@ def chosen_scores(
 ) -> pd.DataFrame:
     """The scores to show: a row per model label, task and context length.
 
-    Beside the columns of scores: `label` (the model and what tells its runs apart), `runs` (repeats with other seeds),
+    In addition to the columns of scores: `label` (the model and what tells its runs apart), `runs` (repeats with other seeds),
     `sd` (over them; `value` is then their mean), and `shown` (the data set, with its filter if the task has several).
     """
     singles = _plain(single_tasks(results.scores))

@@ -44,7 +44,7 @@ class SampleFile:
 
 @dataclass
 class Survey:
-    """What a tree holds: kept score rows, the sample files that go with them, and what was left out."""
+    """What was found in a tree: kept score rows, the sample files that go with them, and what was left out."""
 
     where: str
     rows: list[dict[str, Any]] = field(default_factory=list)

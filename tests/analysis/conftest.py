@@ -13,7 +13,7 @@ import pytest
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # for results_files
-# As docs/analysis.md shows them; "python tests/analysis/lm/reader.py" stands before the arguments of the last two.
+# As docs/analysis.md shows them; the arguments of the last two follow "python tests/analysis/lm/reader.py".
 COMMANDS = (
     "python tests/analysis/lm/make_tasks.py tasks 60",
     "--model reader --model_args pretrained=acme/reader-small,memory=150,parameters=1000000 "

@@ -103,7 +103,7 @@ def test_document_data_holds_every_prediction(results: Results) -> None:
     assert len(index["answers"]) == len(known) == 480
     assert len(index["documents"]) == 120
     kinds = [answer[2] for answer in index["answers"]]
-    assert kinds == [0, 1] * 240  # once stands before twice
+    assert kinds == [0, 1] * 240  # once comes before twice
     prompts = [prompts for chunk in chunks for prompts in chunk]
     seen = {
         (index["models"][m], v, d[1], index["tasks"][d[0]]): (score, generation, prompts[at][p])

@@ -141,7 +141,7 @@ def test_published_numbers() -> None:
         published_scores(7)
 
 
-def test_published_stands_beside_the_users(runs: Path) -> None:
+def test_published_numbers_next_to_the_users(runs: Path) -> None:
     for model in ("acme__reader-small", "acme__reader-large"):
         path = result_file(runs, model)
         text = path.read_text().replace("jrt_colours", "jrt_fda").replace("jrt_towns", "jrt_swde")
