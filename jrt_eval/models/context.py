@@ -21,7 +21,7 @@ def context_length(config: Mapping[str, Any], tokenizer: Any = None) -> int:
 
     tokenizer: a transformers tokenizer.
     """
-    if family_of(config) in ("jrt", "mamba"):
+    if _is_the_papers(config):
         positions = config.get("max_position_embeddings", config.get("n_positions"))
         return min(DEFAULT, int(positions)) if _is_length(positions) else DEFAULT
     text = config.get("text_config")
@@ -39,9 +39,14 @@ def context_length_of(
     """`context_length` of a model by folder or hub id. Raises `UserError` if there is no such model."""
     checkpoint = Checkpoint(name, revision, subfolder)
     config = checkpoint.config()
-    if family_of(config) not in ("jrt", "mamba"):
+    if not _is_the_papers(config):
         config = _with_defaults(checkpoint, config)
     return context_length(config, tokenizer)
+
+
+def _is_the_papers(config: Mapping[str, Any]) -> bool:
+    """Whether a config has the release's or mamba_ssm's layout; transformers' own Mamba is like its other classes."""
+    return family_of(config) in ("jrt", "mamba") and "hidden_size" not in config
 
 
 def _with_defaults(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, Any]:
