@@ -17,12 +17,19 @@
 
 namespace py = pybind11;
 
+namespace jrt {
+
+const Table* current = nullptr;
+void register_gated_linear_attention(py::module_& m);
+
+}  // namespace jrt
+
 namespace {
 
 using jrt::Table;
 using jrt::View;
 
-const Table* current = nullptr;
+using jrt::current;
 
 template <class T>
 T* pointer(std::uintptr_t address) {
@@ -272,7 +279,7 @@ void ssd(const py::object& x, const py::object& z, const py::object& dt, const p
 PYBIND11_MODULE(_kernels, m) {
   m.doc() = "Compiled kernels of jrt-eval; call them through jrt_eval.kernels.";
   // Raised by one whenever a signature changes, so that a stale build is named instead of crashing.
-  m.attr("ABI") = 5;
+  m.attr("ABI") = 6;
 #ifdef _OPENMP
   m.attr("OPENMP") = true;
 #else
@@ -292,4 +299,5 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("conv", &conv);
   m.def("selective_scan", &selective_scan);
   m.def("ssd", &ssd);
+  jrt::register_gated_linear_attention(m);
 }

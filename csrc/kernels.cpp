@@ -1,5 +1,6 @@
 // Compiled once per instruction set, with that set's flags and JRT_AVX512, JRT_AVX2 or neither.
 #include "selective_scan/selective_scan.hpp"
+#include "gated_linear_attention/recurrence.hpp"
 #include "short_conv/short_conv.hpp"
 #include "ssd/ssd.hpp"
 #include "taylor_linear_attention/taylor_linear_attention.hpp"
@@ -22,7 +23,8 @@ namespace jrt {
 
 const Table* JRT_TABLE() {
   static constexpr Table table = {JRT_NAME,     linear_attention, linear_backward, ::taylor_step,
-                                  window_attention, ::window_step, ::conv, ::selective_scan, ::selective_scan_step, ::ssd, ::ssd_step};
+                                  window_attention, ::window_step, ::conv, ::selective_scan, ::selective_scan_step, ::ssd, ::ssd_step,
+                                  ::gated_linear_attention, ::gated_delta_rule};
   return &table;
 }
 

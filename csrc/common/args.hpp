@@ -92,6 +92,24 @@ struct ConvArgs {
   int threads;
 };
 
+enum Gate : int { kGateNone = 0, kGatePerHead = 1, kGatePerChannel = 2 };
+
+// Linear attention or the delta rule over a gated state; see gated_linear_attention/recurrence.hpp.
+struct GatedArgs {
+  View q, k, v;            // q and k have key_heads heads
+  View g;                  // float32 log decay (batch, length, heads, dim) or without dim, as `gate` says
+  View beta;               // float32 (batch, length, heads); the delta rule's alone
+  void* y;                 // (batch, length, heads, head_dim), contiguous
+  const float* state_in;   // (batch, heads, dim, head_dim), or null: zeros
+  float* state_out;        // may be state_in
+  const int64_t* lengths;  // (batch), or null
+  int64_t batches, length, heads, key_heads, dim, head_dim;
+  float scale;
+  int gate;
+  int dtype;               // of q, k, v and y
+  int threads;
+};
+
 // Counts come from tensors that nobody may have looked into: out of range they must give wrong numbers, not read foreign memory.
 inline int64_t within(int64_t count, int64_t most) { return count < 0 ? 0 : count > most ? most : count; }
 
@@ -111,7 +129,12 @@ struct Table {
   void (*selective_scan_step)(const SelectiveScanArgs&);
   void (*ssd)(const SsdArgs&);
   void (*ssd_step)(const SsdArgs&);
+  void (*gated_linear_attention)(const GatedArgs&);
+  void (*gated_delta_rule)(const GatedArgs&);
 };
+
+// The table in use; see select_isa.
+extern const Table* current;
 
 // One per translation unit of kernels.cpp; null where this build or this architecture has no such code.
 const Table* table_avx512();

@@ -9,6 +9,12 @@
 
 namespace py = pybind11;
 
+namespace jrt_cuda {
+
+void register_selective_scan(py::module_& m);
+
+}  // namespace jrt_cuda
+
 namespace {
 
 using Address = std::uintptr_t;
@@ -108,10 +114,11 @@ void conv(Address a, Int ab, Int al, Int ac, Address b, Int bb, Int bl, Int bc, 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of jrt-eval; call them through jrt_eval.kernels.";
   // Raised by one whenever a signature changes, so that a stale build is named instead of crashing.
-  m.attr("ABI") = 3;
+  m.attr("ABI") = 4;
   m.attr("HOPPER") = jrt_cuda::has_hopper();
   m.def("linear", &linear);
   m.def("step", &step);
   m.def("conv", &conv);
+  jrt_cuda::register_selective_scan(m);
   m.def("generic_shared", &jrt_cuda::generic_shared, "Bytes of shared memory that the generic kernel needs.");
 }

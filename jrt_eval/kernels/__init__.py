@@ -12,6 +12,8 @@ from __future__ import annotations
 from jrt_eval.kernels import dispatch
 from jrt_eval.kernels.causal_dot_product import causal_dot_product
 from jrt_eval.kernels.compiled import Status, status
+from jrt_eval.kernels.gated_delta_rule import gated_delta_rule, gated_delta_rule_step
+from jrt_eval.kernels.gated_linear_attention import gated_linear_attention, gated_linear_attention_step
 from jrt_eval.kernels.selective_scan import selective_scan, selective_scan_step
 from jrt_eval.kernels.short_conv import short_conv, short_conv_step
 from jrt_eval.kernels.sliding_window_attention import (
@@ -37,6 +39,10 @@ __all__ = [
     "causal_dot_product",
     "encode_prefix",
     "feature_map",
+    "gated_delta_rule",
+    "gated_delta_rule_step",
+    "gated_linear_attention",
+    "gated_linear_attention_step",
     "num_features",
     "prefix_linear_attention",
     "selective_scan",

@@ -12,8 +12,8 @@ import torch
 from jrt_eval.errors import UserError
 
 # What csrc/bindings.cpp and csrc/cuda/bindings.cpp must say they are; each goes up whenever a signature of its module changes.
-CUDA_ABI = 3
-ABI = 5
+CUDA_ABI = 4
+ABI = 6
 
 INSTALL = "reinstall jrt-eval where a C++17 compiler is (pip install --force-reinstall --no-deps jrt-eval), or use backend='torch'"
 

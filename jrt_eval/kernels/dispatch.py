@@ -72,13 +72,21 @@ OPERATORS: dict[str, dict[str, tuple[str, ...]]] = {
         "sliding_window_attention": ("cpu", "cuda", "parallel"),
         "sliding_window_attention_step": ("cpu", "cuda"),
     },
-    "rms_norm": {"add_rms_norm": ("triton",)},
+    "gated_linear_attention": {
+        "gated_linear_attention": ("cpu", "parallel"),
+        "gated_linear_attention_step": ("cpu",),
+    },
+    "gated_delta_rule": {"gated_delta_rule": ("cpu", "parallel"), "gated_delta_rule_step": ("cpu",)},
+    "rms_norm": {"add_rms_norm": ("triton",), "grouped_rms_norm": ("triton",)},
     "swiglu": {"swiglu": ("triton",)},
     "rotary": {"rotary": ("triton",)},
-    "selective_scan": {"selective_scan": ("cpu", "triton"), "selective_scan_step": ("cpu", "triton")},
+    "selective_scan": {"selective_scan": ("cpu", "cuda", "triton"), "selective_scan_step": ("cpu", "triton")},
     "short_conv": {"short_conv": ("cpu", "cuda", "triton"), "short_conv_step": ("cpu", "cuda", "triton")},
     "ssd": {"ssd": ("cpu", "triton"), "ssd_step": ("cpu", "triton")},
 }
+
+# The references of these take one token after the other: `auto` prefers chunks where no compiled kernel is.
+SEQUENTIAL = ("gated_linear_attention", "gated_delta_rule")
 
 _FOLDERS = {name: folder for folder, functions in OPERATORS.items() for name in functions}
 
@@ -178,7 +186,7 @@ def _automatic(operator: str, like: Tensor) -> str:
         instead = instead or f", not {name!r}: {entry.missing}"
     if instead:
         _say(device, f"kernels on {device}: PyTorch{instead}")
-    return "torch"
+    return "parallel" if operator in SEQUENTIAL else "torch"
 
 
 def _say(device: str, line: str) -> None:

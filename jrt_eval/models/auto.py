@@ -15,7 +15,8 @@ from jrt_eval.kernels.memory import keep_freed_memory
 from jrt_eval.models.checkpoints import Checkpoint, family_of
 from jrt_eval.models.interface import LanguageModel
 from jrt_eval.models.recurrent.checkpoint import load_jrt
-from jrt_eval.models.recurrent.fla_checkpoint import is_ours, load_fla
+from jrt_eval.models.recurrent.fla import TYPES as OUR_FLA_TYPES
+from jrt_eval.models.recurrent.fla import load_fla
 from jrt_eval.models.recurrent.mamba_checkpoint import load_mamba
 from jrt_eval.models.transformers import load_transformers
 from jrt_eval.models.weights import as_dtype
@@ -43,7 +44,8 @@ def load_model(
 
     device: None means cuda if available, else cpu. dtype: "auto" keeps the file's. backend: which kernels to use
     ("auto", "torch", "cpu", "cuda", "fla"). arch: jrt, based, attn, mamba, mamba2, transformers or fla, to override
-    what config.json says. cuda_graphs: decode JRT, Based and Mamba models through CUDA graphs on a GPU.
+    what config.json says; with fla, flash-linear-attention's own classes compute GLA, RetNet and the DeltaNets too.
+    cuda_graphs: decode through CUDA graphs on a GPU.
     cpu_linear: the product of linear layers on a CPU. "torch" is PyTorch's; "packed" is oneDNN's on packed weights, which
     `parameters()` lists without their values; "auto" takes the fastest for each shape (`jrt_eval.kernels.linear`).
     subfolder: where the files are inside the folder or repository. attn_implementation, device_map, peft (a LoRA adapter
@@ -68,12 +70,12 @@ def load_model(
         if arch is not None and model.family not in (arch.lower().replace("attention", "attn"), "hybrid"):
             log.warning("%s: arch=%s, but its config describes %s: loaded as %s", checkpoint.name, arch, model.family,
                         model.family)  # fmt: skip
+    elif family == "fla" and arch is None and raw["model_type"] in OUR_FLA_TYPES and not _fla_is_faster(where):
+        model = load_fla(checkpoint, raw, device=where, dtype=kind, backend=backend, cuda_graphs=cuda_graphs)
     elif family == "mamba":
         model = load_mamba(
             checkpoint, raw, device=where, dtype=kind, backend=backend, arch=arch, cuda_graphs=cuda_graphs
         )
-    elif family == "fla" and arch is None and is_ours(raw) and not (where.type == "cuda" and find_spec("fla")):
-        model = load_fla(checkpoint, raw, device=where, dtype=kind, backend=backend)
     else:
         model = load_transformers(
             checkpoint,
@@ -91,3 +93,8 @@ def load_model(
     linear.use_fastest(cast(torch.nn.Module, model), cpu_linear if device_map is None else "torch")
     model.source, model.revision = checkpoint.name, revision
     return model
+
+
+def _fla_is_faster(device: torch.device) -> bool:
+    """On a GPU, flash-linear-attention's Triton kernels outrun our chunks of PyTorch."""
+    return device.type == "cuda" and find_spec("fla") is not None

@@ -42,6 +42,10 @@ def main() -> None:
                     strict=True,
                 ):
                     same(got, want)
+            for groups in {1, 2 if width % 2 == 0 else 1}:
+                x, weight = normal(2, 3, width, dtype=dtype), normal(width, dtype=dtype)
+                got = rms_norm_triton.grouped_rms_norm(x, weight, groups, 1e-5)
+                same(got, rms_norm.grouped_rms_norm(x, weight, groups, 1e-5))
             h = normal(2, 3, 2 * width, dtype=dtype)
             same(swiglu_triton.swiglu(h), swiglu.swiglu(h.float()).to(dtype))
         for heads, dim, n in ((4, 12, 6), (3, 70, 18), (16, 112, 56), (2, 8, 1)):

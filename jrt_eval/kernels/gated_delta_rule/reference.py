@@ -1,9 +1,9 @@
-"""The gated delta rule, token by token: the specification.
+"""`gated_delta_rule` in PyTorch, one token after the other: the specification of the operator.
 
-    S_t = (I - beta_t k_t k_t^T) diag(exp g_t) S_{t-1} + beta_t k_t v_t^T,    o_t = scale S_t^T q_t
+    S = diag(exp g_t) S_{t-1}          S_t = S + beta_t k_t (v_t - S^T k_t)^T          o_t = scale S_t^T q_t
 
-DeltaNet (arXiv 2406.06484) has g = 0, Gated DeltaNet (arXiv 2412.06464) one g per head, KDA (arXiv 2510.26692) one per
-key dimension.
+DeltaNet (arXiv 2406.06484) has no gate, Gated DeltaNet (arXiv 2412.06464) one per head, Kimi delta attention
+(arXiv 2510.26692) one per key channel.
 """
 
 from __future__ import annotations
@@ -11,48 +11,44 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jrt_eval.kernels.gated_linear_attention.reference import decayed, for_each_head, initial_state, read, within
+from jrt_eval.kernels.layout import wide
+
 
 def gated_delta_rule(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    g: Tensor | None,
     beta: Tensor,
-    g: Tensor | None = None,
-    state: Tensor | None = None,
-    *,
-    scale: float | None = None,
-    mask: Tensor | None = None,
+    state: Tensor | None,
+    scale: float,
+    lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Any number of tokens, differentiable.
+    """See `jrt_eval.kernels.gated_delta_rule`; differentiable, on any device."""
+    q, k = (for_each_head(x, v) for x in (q, k))
+    state, outputs = initial_state(q, v, state), []
+    for t in range(q.shape[1]):
+        y, new = _token(q[:, t], k[:, t], v[:, t], None if g is None else g[:, t], beta[:, t], state, scale)
+        y, state = within(t, lengths, y, new, state)
+        outputs.append(y)
+    return torch.stack(outputs, 1) if outputs else v.new_zeros(v.shape), state
 
-    Args:
-        q, k: (batch, length, heads, key_dim); k is usually of length 1
-        v: (batch, length, heads, head_dim)
-        beta: (batch, length, heads), how much of the new value is written
-        g: (batch, length, heads, key_dim or 1), the logarithm of the decay, at most 0; None: no decay
-        state: (batch, heads, key_dim, head_dim), zeros by default; not modified
-        scale: key_dim ** -0.5 by default
-        mask: (batch, length), False at padding, which does not change the state
 
-    Returns:
-        o (batch, length, heads, head_dim) in v's dtype, and the state after the last token, float32.
-    """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    kind, dtype = v.dtype, torch.promote_types(v.dtype, torch.float32)
-    q, k, v, beta = (x.to(dtype) for x in (q * scale, k, v, beta))
-    decay = None if g is None else g.to(dtype)
-    if mask is not None:
-        beta = beta * mask[..., None]
-        decay = None if decay is None else decay * mask[..., None, None]
-    decay = None if decay is None else decay.exp()
-    batch, length, heads, _ = k.shape
-    s = k.new_zeros(batch, heads, k.shape[-1], v.shape[-1]) if state is None else state.to(dtype)
-    outputs = []
-    for t in range(length):
-        if decay is not None:
-            s = s * decay[:, t, :, :, None]
-        written = (k[:, t, :, None] @ s)[:, :, 0]  # S^T k, (batch, heads, head_dim)
-        new = (v[:, t] - written) * beta[:, t, :, None]
-        s = s + k[:, t, :, :, None] * new[:, :, None]
-        outputs.append((q[:, t, :, None] @ s)[:, :, 0])
-    return torch.stack(outputs, 1).to(kind), s
+def gated_delta_rule_step(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, state: Tensor, scale: float
+) -> Tensor:
+    """See `jrt_eval.kernels.gated_delta_rule_step`."""
+    y, new = _token(for_each_head(q, v), for_each_head(k, v), v, g, beta, state.to(wide(v.dtype)), scale)
+    state.copy_(new)
+    return y
+
+
+def _token(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, state: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    sums = state.dtype
+    state = decayed(state, g)
+    error = v.to(sums) - read(k, state, 1.0)
+    state = state + k.to(sums)[..., None] * (beta.to(sums)[..., None] * error)[..., None, :]
+    return read(q, state, scale).to(v.dtype), state

@@ -1,4 +1,4 @@
-"""A layer's residual sum together with the root-mean-square norm that follows it."""
+"""Root-mean-square norms: of a residual sum, and of groups of adjacent channels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from jrt_eval.kernels.dispatch import inference_backend, select
 
-__all__ = ["add_rms_norm"]
+__all__ = ["add_rms_norm", "grouped_rms_norm"]
 
 
 def add_rms_norm(r: Tensor, y: Tensor, weight: Tensor, eps: float, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
@@ -25,3 +25,19 @@ def add_rms_norm(r: Tensor, y: Tensor, weight: Tensor, eps: float, *, backend: s
         backend = "torch"
     total, x = select("add_rms_norm", r, backend)(r, y, weight, eps)
     return total, x
+
+
+def grouped_rms_norm(x: Tensor, weight: Tensor, groups: int, eps: float, *, backend: str = "auto") -> Tensor:
+    """weight * x / sqrt(mean(x^2) + eps), where the mean is over a group of adjacent channels.
+
+    Args:
+        x: (..., dim)
+        weight: (dim,)
+        groups: how many, a divisor of dim
+
+    Returns:
+        The norm, computed in float32, in x's dtype.
+    """
+    backend = inference_backend(backend, x, weight)
+    y: Tensor = select("grouped_rms_norm", x, backend)(x, weight, groups, eps)
+    return y

@@ -64,8 +64,8 @@ def _forward(
             count = tl.minimum(tl.maximum(tl.load(lengths + row).to(tl.int32), 0), length)
         i = tl.arange(0, PAST)
         # Tokens before the state's own are never asked for: count - (W - 1) + i >= -(W - 1).
-        s = tl.where(i < W - 1, count - (W - 1) + i, 0)
-        last = _input(x, state_in, row, s, at, length, channels, inside, x_row, x_token, x_channel, W, STATE)
+        before = tl.where(i < W - 1, count - (W - 1) + i, 0)
+        last = _input(x, state_in, row, before, at, length, channels, inside, x_row, x_token, x_channel, W, STATE)
         kept = (i < W - 1)[:, None] & inside[None, :]
         tl.debug_barrier()  # in a decode step the state is read and written here, by different threads
         tl.store(state_out + (row * (W - 1) + i)[:, None] * channels + at[None, :], last, mask=kept)

@@ -17,7 +17,7 @@ from jrt_eval.kernels.selective_scan.triton import LOG2E, silu, time_step
 from jrt_eval.kernels.ssd import reference, schema
 
 # Tokens of a chunk, warps of a program, and how many chunks ahead inputs are asked for.
-CHUNK, WARPS, STAGES = 64, 4, 2
+CHUNK, WARPS, STAGES = 32, 4, 3
 
 
 @triton.jit

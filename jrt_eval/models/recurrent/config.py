@@ -19,6 +19,7 @@ from jrt_eval.models.recurrent.mixers import (
     read_mixer,
 )
 from jrt_eval.models.recurrent.mixers.base import Shape
+from jrt_eval.models.recurrent.mixers.gated import GatedConfig
 from jrt_eval.models.recurrent.reading import Section, short
 
 GATED = ("swiglu", "geglu", "glu")
@@ -63,13 +64,13 @@ class ModelConfig:
 
     @property
     def family(self) -> str:
+        if gated := [mixer.kind for mixer in self.mixers if isinstance(mixer, GatedConfig)]:
+            return gated[0]
         kinds = {mixer.kind for mixer in self.mixers}
         if "prefix_linear_attention" in kinds:
             return "jrt"
         if "linear_attention" in kinds:
             return "based"
-        if len(kinds) == 1 and not kinds & {"attention", "convolution", "sliding_window"}:
-            return kinds.pop()
         return "attn" if kinds == {"attention"} else "hybrid"
 
     @property

@@ -16,6 +16,7 @@ from jrt_eval.kernels import TaylorState, WindowState
 from jrt_eval.models.recurrent.mixers.attention import Attention, AttentionConfig, KVState
 from jrt_eval.models.recurrent.mixers.base import Call, Mixer, MixerConfig, ModelFacts
 from jrt_eval.models.recurrent.mixers.convolved_attention import ConvolvedState
+from jrt_eval.models.recurrent.mixers.gated import GatedState
 from jrt_eval.models.recurrent.mixers.mamba import MambaState
 from jrt_eval.models.recurrent.mixers.short_convolution import ShortConvolution, ShortConvolutionConfig
 from jrt_eval.models.recurrent.mixers.sliding_window import SlidingWindow, SlidingWindowConfig
@@ -32,7 +33,7 @@ __all__ = [
     "SlidingWindow", "SlidingWindowConfig", "TaylorLinearAttention", "read_mixer",
 ]  # fmt: skip
 
-MixerState: TypeAlias = TaylorState | WindowState | MambaState | ConvolvedState | KVState | Tensor
+MixerState: TypeAlias = TaylorState | WindowState | MambaState | ConvolvedState | GatedState | KVState | Tensor
 
 # last component of `_target_` -> the mixer
 TARGETS: dict[str, type[MixerConfig]] = {

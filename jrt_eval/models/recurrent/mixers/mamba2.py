@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jrt_eval import kernels
+from jrt_eval.kernels.rms_norm import grouped_rms_norm
 from jrt_eval.models.interface import StateBytes
 from jrt_eval.models.recurrent.mixers.base import Call, Mixer, MixerConfig, ModelFacts, no_autocast
 from jrt_eval.models.recurrent.mixers.mamba import (
@@ -107,9 +108,7 @@ class GroupedNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = x.float().unflatten(-1, (self.groups, -1))
-        y = F.rms_norm(parts, parts.shape[-1:], eps=self.eps).flatten(-2) * self.weight.float()
-        return y.to(x.dtype)
+        return grouped_rms_norm(x, self.weight, self.groups, self.eps)
 
 
 class Mamba2(Mixer, DecayRates):

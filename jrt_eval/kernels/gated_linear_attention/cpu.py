@@ -1,0 +1,98 @@
+"""Gated linear attention on the CPU, by the compiled kernels, which the gated delta rule shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from jrt_eval.kernels import compiled
+from jrt_eval.kernels.arguments import DTYPES, learns, single
+from jrt_eval.kernels.gated_linear_attention import parallel, schema
+
+_c: Any = compiled.module()
+_compiling = torch.compiler.is_compiling
+
+
+def _view(x: Tensor | None) -> tuple[int, ...]:
+    return () if x is None else (x.data_ptr(), *x.stride())
+
+
+def prefill(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    beta: Tensor | None,
+    state: Tensor | None,
+    final: Tensor,
+    scale: float,
+    lengths: Tensor | None,
+) -> Tensor:
+    """y (batch, length, heads, head dim); `final` receives the state, and may be `state` (float32, contiguous)."""
+    batch, length, heads, head_dim = v.shape
+    y = torch.empty_like(v, memory_format=torch.contiguous_format)
+    g = None if g is None else g.to(torch.float32)
+    beta = None if beta is None else beta.to(torch.float32)
+    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
+    sizes = (batch, length, heads, q.shape[2], q.shape[3], head_dim)
+    _c.gated_linear_attention(
+        q=_view(q), k=_view(k), v=_view(v), g=_view(g), beta=_view(beta), y=_view(y), state_in=_view(state),
+        state_out=_view(final), lengths=_view(lengths), sizes=sizes, scale=scale, dtype=DTYPES[v.dtype],
+        threads=torch.get_num_threads(),
+    )  # fmt: skip
+    return y
+
+
+def new_state(q: Tensor, v: Tensor) -> Tensor:
+    """An empty final state (batch, heads, key dim, head dim), float32."""
+    return v.new_empty((v.shape[0], v.shape[2], q.shape[3], v.shape[3]), dtype=torch.float32)
+
+
+def step(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, state: Tensor, scale: float) -> Tensor:
+    """One token: y (batch, heads, head dim); the state is updated in place."""
+    q, k, v = (x.resolve_neg()[:, None] for x in (q, k, v))
+    g, beta = (None if x is None else x.resolve_neg()[:, None] for x in (g, beta))
+    if state.dtype is torch.float32 and not state.is_neg():
+        y = prefill(q, k, v, g, beta, state, state, scale, None)
+        if torch.is_grad_enabled():
+            increment_version(state)
+    else:
+        wide = state.to(torch.float32).resolve_neg()
+        y = prefill(q, k, v, g, beta, wide, wide, scale, None)
+        state.copy_(wide)
+    return y[:, 0]
+
+
+def _prefill(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor | None, scale: float, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    final = new_state(q, v)
+    return prefill(q, k, v, g, None, single(state), final, scale, lengths), final
+
+
+def _step(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, scale: float) -> Tensor:
+    return step(q, k, v, g, None, state, scale)
+
+
+schema.gated_linear_attention.implement("CPU", _prefill)
+schema.gated_linear_attention_step.implement("CPU", _step)
+
+
+def gated_linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor | None, scale: float, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if learns(q, k, v, g, state):
+        return parallel.gated_linear_attention(q, k, v, g, state, scale, lengths)
+    y, final = schema.gated_linear_attention.call(q, k, v, g, state, scale, lengths)
+    return y, final
+
+
+def gated_linear_attention_step(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, scale: float
+) -> Tensor:
+    run = schema.gated_linear_attention_step.call if _compiling() else _step
+    y: Tensor = run(q, k, v, g, state, scale)
+    return y
