@@ -84,7 +84,7 @@ def parse_yaml(text: str, where: str) -> Any:
     except (ValueError, TypeError, LookupError) as error:  # a number of thousands of digits, `!!int ''`
         raise UserError(f"{where}: {' '.join(str(error).split())[:300]}") from None
     check_values(value, where)
-    return value
+    return _unshared(value)
 
 
 def apply_overrides(content: dict[str, Any], overrides: Iterable[str]) -> None:
@@ -152,6 +152,13 @@ def shown(value: Any) -> str:
     """`repr(value)` for an error message, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which aliases are values of their own, so that changing one place changes no other."""
+    if isinstance(value, dict):
+        return {key: _unshared(element) for key, element in value.items()}
+    return [_unshared(element) for element in value] if isinstance(value, list) else value
 
 
 def _check_node(node: yaml.Node, where: str) -> None:

@@ -115,6 +115,12 @@ def test_overrides() -> None:
         assert says in str(raised.value)
 
 
+def test_an_override_changes_no_alias() -> None:
+    content = parse_yaml("{a: &x {b: [1]}, c: *x}", "here")
+    apply_overrides(content, ["a.b=2"])
+    assert content == {"a": {"b": 2}, "c": {"b": [1]}}
+
+
 def test_a_dataclass_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("name: n\ncount: 2e3\ninner: {rate: 3, pair: [4, 5]}\nsizes: 7\neither: text\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,13 @@ def test_changed_values(tmp_path: Path, data: st.DataObject) -> None:
             target = target[key]
         action = data.draw(st.sampled_from(["replace", "replace", "remove", "add"]))
         if action == "replace":
-            target[path[-1]] = data.draw(ODD)
+            target[path[-1]] = deepcopy(data.draw(ODD))
         elif action == "remove":
             del target[path[-1]]
         elif isinstance(target, dict):
-            target[data.draw(st.text(max_size=9) | st.sampled_from([None, 1, "steps", "init_from"]))] = data.draw(ODD)
+            target[data.draw(st.text(max_size=9) | st.sampled_from([None, 1, "steps", "init_from"]))] = deepcopy(
+                data.draw(ODD)
+            )
         if not content:
             break
     file = tmp_path / "config.yaml"
