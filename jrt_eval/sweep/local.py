@@ -99,9 +99,9 @@ class LocalEngine:
         for job in jobs:
             wanted = job.resources
             if wanted.gpus > len(self._gpus):
-                found = "no GPU" if not self._gpus else f"{len(self._gpus)} GPUs"
+                found = f"{len(self._gpus) or 'no'} GPU(s)"
                 raise UserError(
-                    f"job {job.id} asks for {wanted.gpus:g} GPU(s) and {found} visible here; "
+                    f"job {job.id} asks for {wanted.gpus:g} GPU(s), and this process sees {found}; "
                     "set 'resources: {gpus: 0}' (or --set resources.gpus=0) to run on the CPU"
                 )
             if wanted.cpus > self._cpus:

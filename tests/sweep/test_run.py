@@ -342,7 +342,9 @@ def test_gpus_are_shared_by_fractions_and_given_back(toys: Any) -> None:
 
 
 def test_no_gpu_where_one_is_asked_for(toys: Any) -> None:
-    with pytest.raises(UserError, match=r"asks for 1 GPU\(s\) and no GPU can be seen here.*--set resources.gpus=0"):
+    with pytest.raises(
+        UserError, match=r"asks for 1 GPU\(s\), and this process sees no GPU\(s\).*--set resources.gpus=0"
+    ):
         go(toys, resources={"gpus": 1}, engine=LocalEngine(gpus=[]))
     assert not (toys.out / ".plan.json").exists()
 
