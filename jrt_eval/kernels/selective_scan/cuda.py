@@ -1,4 +1,4 @@
-"""The selective scan by the CUDA kernel, for calls that it takes; by Triton for the rest."""
+"""The selective scan by the CUDA kernel, for calls that it takes; by Triton or PyTorch for the rest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 from jrt_eval.kernels import compiled
 from jrt_eval.kernels.arguments import DTYPES, learns, single
 from jrt_eval.kernels.device import stream
-from jrt_eval.kernels.selective_scan import triton
+from jrt_eval.kernels.optional import triton_module
+from jrt_eval.kernels.selective_scan import reference
 
 _c: Any = compiled.cuda_module()
 
@@ -56,7 +57,9 @@ def selective_scan(
     softplus: bool,
 ) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling() or learns(x, dt, a, b, c, d, z, dt_bias, state) or not takes(x, dt, a, b, c, z):
-        return triton.selective_scan(x, dt, a, b, c, d, z, dt_bias, state, lengths, softplus)
+        other: Any = triton_module("jrt_eval.kernels.selective_scan.triton") or reference
+        y, final = other.selective_scan(x, dt, a, b, c, d, z, dt_bias, state, lengths, softplus)
+        return y, final
     a, d, dt_bias, state = a.to(torch.float32).contiguous(), *map(single, (d, dt_bias, state))
     lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
     batch, length, channels = x.shape
