@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jrt_eval.kernels.arguments import transforming
-
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype of sums and states: float64 for float64, else float32."""
@@ -30,9 +28,6 @@ def weighted_sum(weights: Tensor, values: Tensor, sees: Tensor) -> Tensor:
         sees: (..., rows, tokens), bool
     """
     finite = values.isfinite()
-    looks = values.device.type == "cpu" and not torch.compiler.is_compiling() and not transforming()
-    if looks and bool(finite.all()):
-        return weights @ values
     reached = sees.to(values.dtype) @ (~finite).to(values.dtype)
     return (weights @ values.where(finite, 0)).masked_fill(reached > 0, torch.nan)
 

@@ -158,6 +158,6 @@ def test_code_in_a_repository_is_not_run(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing without a GPU")
 def test_fla_models_say_what_they_need(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gla", "hidden_size": 8}))
-    with pytest.raises(UserError, match=r"gla models .* need a GPU"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "hgrn2", "hidden_size": 8}))
+    with pytest.raises(UserError, match=r"hgrn2 models .* need a GPU"):
         jrt_eval.load_model(tmp_path, device="cpu")
