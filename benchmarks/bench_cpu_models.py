@@ -88,7 +88,7 @@ def sides(folder: Path, tokenizer: Any, ours: bool, args: argparse.Namespace) ->
     else:
         from transformers import AutoModelForCausalLM
 
-        inner = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        inner = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32).eval()
         models["hf float32"] = HFLM(pretrained=inner, tokenizer=tokenizer, batch_size=args.rows, backend="causal")
     return models
 

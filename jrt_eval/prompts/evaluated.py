@@ -33,7 +33,7 @@ def tokenizer() -> Tokenizer | None:
 
 def tokenizer_of(model: Any) -> Tokenizer | None:
     """The transformers tokenizer of lm-eval's `LM` object, None if it has none."""
-    found = getattr(model, "tokenizer", None)
+    found = _attribute(model, "tokenizer")
     if not hasattr(found, "encode") or not hasattr(found, "decode"):
         return None
     return Tokenizer(str(getattr(found, "name_or_path", None) or type(model).__name__), found)
@@ -46,5 +46,13 @@ def max_length() -> int | None:
 
 def max_length_of(model: Any) -> int | None:
     """Tokens of prompt and continuation that lm-eval's `LM` object takes, None if it does not say."""
-    length = getattr(model, "max_length", None)
+    length = _attribute(model, "max_length")
     return length if isinstance(length, int) and not isinstance(length, bool) and length > 0 else None
+
+
+def _attribute(model: Any, name: str) -> Any:
+    """An attribute of a model, or None. Some models load theirs when it is first read, from a hub that may not answer."""
+    try:
+        return getattr(model, name, None)
+    except (OSError, ValueError, RuntimeError, ImportError):
+        return None

@@ -164,7 +164,7 @@ def test_saved_packed_model_is_the_original(tmp_path):
     linear.use_fastest(inner, "packed")
     assert linear.products(inner)["packed"] == 15
     inner.save_pretrained(tmp_path)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=False).state_dict()
     assert again.keys() == state.keys() and all(torch.equal(again[k], state[k]) for k in state)
     ids, _ = prompts()
     assert inner.generate(input_ids=ids, max_new_tokens=3, do_sample=False).shape == (3, 23)
