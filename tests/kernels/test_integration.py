@@ -466,7 +466,7 @@ def unusual() -> dict[str, Callable[[Tensor, Tensor, Tensor, TaylorState], tuple
         "values of another layout": lambda q, k, v, s: (q, k, v.mT.contiguous().mT, s, None),
         "a negated view": lambda q, k, v, s: (torch.complex(q, -q).conj().imag, k, v, s, None),
         "a subclass": lambda q, k, v, s: (q.as_subclass(Sub), k, v, s, None),
-        "a parameter": lambda q, k, v, s: (torch.nn.Parameter(q.clone()), k, v, s, None),
+        "a parameter": lambda q, k, v, s: (torch.nn.Parameter(q.clone(), requires_grad=False), k, v, s, None),
     }
 
 
