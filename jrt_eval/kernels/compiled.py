@@ -13,7 +13,7 @@ from jrt_eval.errors import UserError
 
 # What csrc/bindings.cpp and csrc/cuda/bindings.cpp must say they are; each goes up whenever a signature of its module changes.
 CUDA_ABI = 3
-ABI = 5
+ABI = 6
 
 INSTALL = "reinstall jrt-eval where a C++17 compiler is (pip install --force-reinstall --no-deps jrt-eval), or use backend='torch'"
 
@@ -39,6 +39,7 @@ def _load() -> tuple[ModuleType | None, str, str | None]:
     found = getattr(module, "ABI", None)
     if found != ABI:
         return None, "", f"the compiled module is of another version (interface {found}, expected {ABI}); {INSTALL}"
+    module.use_exchange_table(getattr(torch.Tensor, "__dlpack_c_exchange_api__", None))
     wanted = os.environ.get("JRT_EVAL_ISA", "")
     isa = module.select_isa(wanted)
     if not isa:

@@ -1,0 +1,36 @@
+// short_conv, for Python; a decode step is a call of one token.
+#include "bindings.hpp"
+#include "common/tensor.hpp"
+
+namespace py = pybind11;
+using jrt::Tensor;
+using py::arg;
+
+namespace {
+
+void short_conv(const Tensor& x, const Tensor& gate, const Tensor& weight, const Tensor& bias, const Tensor& state,
+                const Tensor& lengths, bool silu, const Tensor& y, const Tensor& state_out, int threads) {
+  jrt::ConvArgs p{};
+  p.a = x.channels();
+  if (gate.data) p.b = gate.channels();
+  p.y = y.data;
+  p.weight = weight.data, p.bias = bias.data;
+  p.state_in = state.as<float>(), p.state_out = state_out.as<float>(), p.lengths = lengths.as<int64_t>();
+  p.batches = x.shape[0], p.length = x.shape[1], p.channels = x.shape[2], p.width = weight.shape[weight.dims - 1];
+  p.silu = silu;
+  p.dtype = x.dtype;
+  p.threads = threads;
+  const py::gil_scoped_release unlocked;
+  jrt::kernels().conv(p);
+}
+
+}  // namespace
+
+void jrt::register_short_conv(py::module_& m) {
+  m.def("short_conv", &short_conv, arg("x"), arg("gate"), arg("weight"), arg("bias"), arg("state"), arg("lengths"), arg("silu"),
+        arg("y"), arg("state_out"), arg("threads"),
+        "silu(causal depthwise convolution of x + bias) * gate.\n\n"
+        "x and gate (None: 1) (batch, length, channels) of any strides; weight (channels, width) and bias, contiguous and of x's dtype;\n"
+        "state (batch, width - 1, channels) float32, or None: zeros; lengths (batch) int64, or None. Writes y (like x, contiguous) and\n"
+        "state_out, which may be state if the length is 1.");
+}
