@@ -17,6 +17,11 @@ def single(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.to(torch.float32).contiguous().resolve_neg()
 
 
+def view(x: Tensor | None) -> tuple[int, ...]:
+    """Address and strides in elements, as a binding takes a tensor; () for none."""
+    return () if x is None else (x.data_ptr(), *x.stride())
+
+
 def address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 

@@ -61,8 +61,9 @@ def load_model(
     checkpoint = Checkpoint(path_or_repo, revision, subfolder)
     raw = checkpoint.config()
     family = family_of(raw, arch)
+    fla_is_ours = family == "fla" and arch is None and raw["model_type"] in OUR_FLA_TYPES and not _fla_is_faster(where)
     for name, given in [("attn_implementation", attn_implementation), ("device_map", device_map), ("peft", peft)]:
-        if given is not None and family in ("jrt", "mamba"):
+        if given is not None and (family in ("jrt", "mamba") or fla_is_ours):
             raise UserError(f"{name} applies to transformers' classes; {checkpoint.name} is loaded by our own")
     model: LanguageModel
     if family == "jrt":
@@ -70,7 +71,7 @@ def load_model(
         if arch is not None and model.family not in (arch.lower().replace("attention", "attn"), "hybrid"):
             log.warning("%s: arch=%s, but its config describes %s: loaded as %s", checkpoint.name, arch, model.family,
                         model.family)  # fmt: skip
-    elif family == "fla" and arch is None and raw["model_type"] in OUR_FLA_TYPES and not _fla_is_faster(where):
+    elif fla_is_ours:
         model = load_fla(checkpoint, raw, device=where, dtype=kind, backend=backend, cuda_graphs=cuda_graphs)
     elif family == "mamba":
         model = load_mamba(

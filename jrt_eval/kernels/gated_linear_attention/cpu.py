@@ -9,15 +9,11 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import DTYPES, learns, single
+from jrt_eval.kernels.arguments import DTYPES, learns, single, view
 from jrt_eval.kernels.gated_linear_attention import parallel, schema
 
 _c: Any = compiled.module()
 _compiling = torch.compiler.is_compiling
-
-
-def _view(x: Tensor | None) -> tuple[int, ...]:
-    return () if x is None else (x.data_ptr(), *x.stride())
 
 
 def prefill(
@@ -39,8 +35,8 @@ def prefill(
     lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
     sizes = (batch, length, heads, q.shape[2], q.shape[3], head_dim)
     _c.gated_linear_attention(
-        q=_view(q), k=_view(k), v=_view(v), g=_view(g), beta=_view(beta), y=_view(y), state_in=_view(state),
-        state_out=_view(final), lengths=_view(lengths), sizes=sizes, scale=scale, dtype=DTYPES[v.dtype],
+        q=view(q), k=view(k), v=view(v), g=view(g), beta=view(beta), y=view(y), state_in=view(state),
+        state_out=view(final), lengths=view(lengths), sizes=sizes, scale=scale, dtype=DTYPES[v.dtype],
         threads=torch.get_num_threads(),
     )  # fmt: skip
     return y

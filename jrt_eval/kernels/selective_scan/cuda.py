@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import DTYPES, learns, single
+from jrt_eval.kernels.arguments import DTYPES, learns, single, view
 from jrt_eval.kernels.device import stream
 from jrt_eval.kernels.optional import triton_module
 from jrt_eval.kernels.selective_scan import reference
@@ -19,10 +19,6 @@ MOST_STATES = 16
 CHANNELS = 128  # of a block
 FILL = 1024  # blocks that keep a GPU busy
 SHORTEST = 128  # tokens of a segment, at least
-
-
-def _view(x: Tensor | None) -> tuple[int, ...]:
-    return () if x is None else (x.data_ptr(), *x.stride())
 
 
 def _paired(x: Tensor) -> bool:
@@ -75,9 +71,9 @@ def selective_scan(
         sums = x.new_empty((batch, segments, channels), dtype=torch.float32)
     with torch.cuda.device_of(x):
         _c.selective_scan(
-            x=_view(x), dt=_view(dt), z=_view(z), b=_view(b), c=_view(c), a=_view(a), d=_view(d), dt_bias=_view(dt_bias),
-            state_in=_view(state), state_out=_view(final), y=_view(y), lengths=_view(lengths), ends=_view(ends),
-            sums=_view(sums), sizes=(batch, length, channels, states, segments, each), softplus=softplus,
+            x=view(x), dt=view(dt), z=view(z), b=view(b), c=view(c), a=view(a), d=view(d), dt_bias=view(dt_bias),
+            state_in=view(state), state_out=view(final), y=view(y), lengths=view(lengths), ends=view(ends),
+            sums=view(sums), sizes=(batch, length, channels, states, segments, each), softplus=softplus,
             dtype=DTYPES[x.dtype], stream=stream(x),
         )  # fmt: skip
     return y, final
