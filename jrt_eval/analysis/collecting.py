@@ -29,12 +29,12 @@ import pyarrow.parquet as pq
 from jrt_eval._version import __version__
 from jrt_eval.analysis.parse import Entry, keep_usable, parse_samples, part_name
 from jrt_eval.analysis.samples import conform, value_type
-from jrt_eval.analysis.schema import RUN_COLUMNS, predictions_schema
+from jrt_eval.analysis.schema import LENGTH, RUN_COLUMNS, predictions_schema
 from jrt_eval.analysis.tree import MANIFEST, SCRATCH, SampleFile, Survey, refuse_skipped, scores_table, survey_tree
 from jrt_eval.errors import UserError
 from jrt_eval.files import lock, reason, remove_unfinished
 
-FORMAT = 3  # of the manifest and the parts; a folder with another number is read again as a whole
+FORMAT = 4  # of the manifest and the parts; a folder with another number is read again as a whole
 _LOCK = ".lock"
 
 
@@ -116,7 +116,7 @@ def _write(survey: Survey, target: Path, scratch: Path, strict: bool, workers: i
     fresh: list[SampleFile] = []
     for sample in survey.samples:
         entry = known.get(sample.path)
-        if entry is None or entry["stamp"] != sample.stamp or not _parts_exist(target, entry):
+        if entry is None or not _is_current(entry, sample) or not _parts_exist(target, entry):
             fresh.append(sample)
             continue
         entries[sample.path] = entry
@@ -177,6 +177,11 @@ def _publish(scratch: Path, target: Path, used: dict[str, Entry]) -> None:
             old.unlink()
 
 
+def _is_current(entry: Entry, sample: SampleFile) -> bool:
+    """Whether parts of an earlier collect hold what the sample file has now, other names of the run aside."""
+    return bool(entry["stamp"] == sample.stamp and entry["run"][LENGTH] == sample.run[LENGTH])
+
+
 def _parts_exist(target: Path, entry: Entry) -> bool:
     return all((target / "predictions" / part).is_file() for part in entry.get("parts", []))
 
@@ -187,6 +192,8 @@ def _relabel(target: Path, scratch: Path, entry: Entry, sample: SampleFile) -> E
     for index, part in enumerate(entry["parts"]):
         table = pq.read_table(target / "predictions" / part)
         for name in RUN_COLUMNS:
+            if name == LENGTH:
+                continue  # a sample may have its own
             kind = table.schema.field(name).type
             value = pa.repeat(pa.scalar(sample.run[name], value_type(kind)), len(table))
             table = table.set_column(table.column_names.index(name), name, value.cast(kind))

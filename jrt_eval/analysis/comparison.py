@@ -35,9 +35,10 @@ class Comparison:
     arms: what first and second are. table: a row per model (or pair of models) and task, and one per model over all
     tasks: `model, dataset, n, documents, first, second, gain, low, high, better, worse, p, p_adjusted, detectable`.
     gain: second - first, whichever direction is better. better, worse: rows that changed. p_adjusted: Holm's, over the
-    single tasks of all models, and over the pooled rows. pairs: a row per pair: `model, dataset, context_length,
-    stratum, document, first, second, weight` and what is known of the document. share: scores are between 0 and 1, to
-    be shown in percent.
+    single tasks of all models, and over the pooled rows. Its costs, nan where they are not known, are means per
+    document: `first_tokens, second_tokens` of the prompts, `first_seconds, second_seconds` of the model's calls. pairs: a
+    row per pair: `model, dataset, window, stratum, document, first, second, weight` and what is known of the document.
+    window: the task's context length, -1 for whole documents. share: scores are between 0 and 1, to be shown in percent.
     """
 
     arms: tuple[str, str]
@@ -190,7 +191,10 @@ def _pairs(
             if len(lengths[first.dataset]) > 1:
                 window = " @whole" if length is None else f" @{length}"
             names = {"model": model, "dataset": shown + window, "stratum": stratum + window}
-            frames.setdefault(model, []).append(pairs.assign(**names, context_length=-1 if length is None else length))
+            spent = {side: _seconds(results, arm) for side, arm in (("first", first), ("second", second))}
+            pairs = pairs.assign(**names, window=-1 if length is None else length)
+            pairs = pairs.assign(**{f"{side}_seconds": seconds for side, seconds in spent.items()})
+            frames.setdefault(model, []).append(pairs)
         if model in frames:
             of_model = pd.concat(frames.pop(model), ignore_index=True)
             of_model["document"] = document_numbers(of_model)
@@ -229,13 +233,14 @@ def _table(comparison: Comparison, confidence: float, by_size: bool) -> pd.DataF
 
     rows = []
     for model, of_model in comparison.pairs.groupby("model", sort=True, observed=True):
-        tasks = [part for _, part in of_model.groupby(["dataset", "context_length"], sort=True, observed=True)]
+        tasks = [part for _, part in of_model.groupby(["dataset", "window"], sort=True, observed=True)]
         for part in tasks:
             summary = _of(comparison, [part], confidence)
-            rows.append({"model": model, "dataset": str(part["dataset"].iloc[0]), **summary})
+            rows.append({"model": model, "dataset": str(part["dataset"].iloc[0]), **summary, **_costs([part])})
         if len(tasks) > 1:
             strata = [part for _, part in of_model.groupby("stratum", sort=True, observed=True)]
-            rows.append({"model": model, "dataset": POOLED, **_of(comparison, strata, confidence, by_size)})
+            summary = _of(comparison, strata, confidence, by_size)
+            rows.append({"model": model, "dataset": POOLED, **summary, **_costs(strata, by_size)})
     table = pd.DataFrame(rows)
     table["p_adjusted"] = math.nan
     pooled = table["dataset"] == POOLED
@@ -243,6 +248,22 @@ def _table(comparison: Comparison, confidence: float, by_size: bool) -> pd.DataF
         if rows_of.any():
             table.loc[rows_of, "p_adjusted"] = multipletests(table.loc[rows_of, "p"], method="holm")[1]
     return table
+
+
+def _costs(parts: list[pd.DataFrame], by_size: bool = False) -> dict[str, float]:
+    """Prompt tokens and seconds per document of both arms, pooled as the scores are; nan where one is not known."""
+    columns = {"first_tokens": "prompt_tokens", "second_tokens": "prompt_tokens_second"}
+    columns |= {name: name for name in ("first_seconds", "second_seconds")}
+    sizes = [len(part) if by_size else 1 for part in parts]
+    means = {name: [float(part[column].mean(skipna=False)) for part in parts] for name, column in columns.items()}
+    return {name: float(np.average(values, weights=sizes)) for name, values in means.items()}
+
+
+def _seconds(results: Results, arm: Arm) -> float:
+    """Seconds of the model's calls per document, a mean over the arm's runs; nan where they were not recorded."""
+    scores, runs = results.scores, [unit.run_id for unit in arm.units]
+    found = scores[scores["run_id"].isin(runs) & (scores["task"] == arm.task)].drop_duplicates("run_id")
+    return float(found["document_seconds"].mean())
 
 
 def _of(

@@ -17,7 +17,7 @@ import pandas as pd
 from jrt_eval.analysis.load import Results, Unit
 from jrt_eval.analysis.metrics import choose_filter
 from jrt_eval.analysis.notes import Notes, counted
-from jrt_eval.analysis.schema import METRIC_PREFIX, WEIGHT_PREFIX
+from jrt_eval.analysis.schema import LENGTH, METRIC_PREFIX, WEIGHT_PREFIX
 from jrt_eval.analysis.select import choose_runs, single_tasks
 from jrt_eval.errors import UserError, nearest
 
@@ -29,8 +29,11 @@ KEPT = (
     "answer_distance_tokens",
     "prompt_chars",
     "prompt_tokens",
+    LENGTH,
 )
 """Columns of predictions that pairs keep, as floats: those of the first arm."""
+
+_BOTH = ("prompt_tokens",)  # those that are kept of the second arm too, as `x_second`
 
 # Settings that two arms must share; the others belong to the task or to the choice of documents.
 _SHARED = ("num_fewshot", "context_length", "gen_kwargs", "system_instruction", "chat_template", "fewshot_as_multiturn")
@@ -119,7 +122,7 @@ def pair_arms(
     second_results: Results | None = None,
     texts: tuple[str, ...] = (),
 ) -> pd.DataFrame:
-    """The documents that both arms scored: `first`, `second`, `weight`, `key`, `names` and KEPT.
+    """The documents that both arms scored: `first`, `second`, `weight`, `key`, `names`, KEPT and `prompt_tokens_second`.
 
     names: lists of names of the document, for `document_numbers`. cluster: a column of predictions to take them from.
     second_results: where the second arm is, if not in `results`. texts: columns of predictions to keep of both arms, as
@@ -127,7 +130,7 @@ def pair_arms(
     """
     extra = ["document_names" if cluster is None else cluster, *KEPT, *texts]
     left = _read(results, first, metric, extra, notes)
-    right = _read(second_results or results, second, metric, list(texts), notes)
+    right = _read(second_results or results, second, metric, [*_BOTH, *texts], notes)
     kind = next((k for k in _IDENTITY if k in left.attrs["kinds"] and k in right.attrs["kinds"]), None)
     where = f"{first.label}, {first.shown}"
     if kind is None:
@@ -155,7 +158,8 @@ def pair_arms(
         names = pd.Series([None if v is None else [str(v)] for v in both[cluster].astype(object)], index=both.index)
     kept = ["first", "second", "weight", "key", *texts, *(f"{name}_second" for name in texts)]
     pairs = both[kept].assign(names=names)
-    return pairs.join(both[list(KEPT)].astype("float64")).reset_index(drop=True)
+    numbers = [*KEPT, *(f"{name}_second" for name in _BOTH)]
+    return pairs.join(both[numbers].astype("float64")).reset_index(drop=True)
 
 
 def comparable(first: Arm, second: Arm) -> bool:
@@ -229,7 +233,7 @@ def _match(
     keys, others = _keys(left, kind), _keys(right, kind)
     both = left.rename(columns={"score": "first"}).set_index(keys)
     both["key"] = [f"{identity}\0{number}" if number else identity for identity, number in keys]
-    names = {"score": "second", **{name: f"{name}_second" for name in ("target", *texts)}}
+    names = {"score": "second", **{name: f"{name}_second" for name in ("target", *_BOTH, *texts)}}
     joined = right[list(names)].rename(columns=names).set_index(others)
     both = both.join(joined, how="inner")
     alone = {0: len(left) - len(both), 1: len(right) - len(both)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
@@ -15,8 +15,10 @@ import pandas as pd
 
 from jrt_eval.analysis.comparison import POOLED, Comparison
 from jrt_eval.analysis.escape import printable
+from jrt_eval.analysis.grid import Grid
 from jrt_eval.analysis.load import Results
 from jrt_eval.analysis.notes import Notes
+from jrt_eval.analysis.runs import VARIANTS
 from jrt_eval.analysis.select import chosen_scores, score_metric
 from jrt_eval.analysis.tables import Unit, comparison_unit, dataset_name
 from jrt_eval.errors import UserError, nearest
@@ -33,9 +35,14 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 COSTS = {
     "state_bytes": "state per sequence (bytes)",
-    "tokens_per_second": "tokens per second",
-    "seconds": "seconds of the run",
+    "prompt_tokens": "prompt tokens per document",
+    "document_seconds": "seconds per document",
+    "tokens_per_second": "generated tokens per second",
 }
+"""Columns of scores that scores are plotted against."""
+
+EXTRA_COSTS = {"tokens": "more prompt tokens per document", "seconds": "more seconds per document"}
+"""What the second arm of a comparison costs more than the first: `first_x` and `second_x` of its table."""
 
 
 def gain_plot(comparison: Comparison, style: str = "screen") -> Figure:
@@ -119,44 +126,146 @@ def length_plot(results: Results, metric: str | None = None, style: str = "scree
 
 
 def cost_plot(results: Results, cost: str, metric: str | None = None, style: str = "screen") -> Figure | None:
-    """Score against one of COSTS, a point per model and variant; None where fewer than two models recorded it."""
+    """Score against one of COSTS, a point per model and variant: means over the data sets that all points have.
+
+    A line joins one model's points. None where fewer than two points have a cost that differs.
+    """
     metric = score_metric(results, metric)
     scores = chosen_scores(results, metric, Notes())
     scores = scores[scores["variant"].notna() & scores[cost].notna()]
-    if scores.empty:
+    keys = ["label", "variant"]
+    read = scores.groupby("shown")["value"].transform("size") == scores.groupby(keys).ngroups
+    scores = scores[read.astype(bool)]
+    points = scores.groupby(keys, sort=False).agg({"value": "mean", cost: "mean"}).reset_index()
+    if points[cost].nunique() < 2:
         return None
     unit = Unit(metric, scores["value"])
-    points = scores.groupby(["label", "variant"]).agg({"value": "mean", cost: "last"}).reset_index()
-    models = list(dict.fromkeys(points["label"]))
+    models = sorted(points["label"].unique())
     names = short_names(models)
-    from matplotlib.ticker import EngFormatter
-
+    order = {variant: place for place, variant in enumerate(VARIANTS)}
     with _figure(style) as (figure, axes):
         for index, model in enumerate(models):
-            part = points[points["label"] == model].set_index("variant")
-            color, marker = COLORS[index % 7], _marker(index)
-            axes.plot(part[cost].astype(float), [unit.of(v) for v in part["value"]], color=color, linewidth=1, zorder=1)
-            for variant, row in part.iterrows():
-                label = names[model] if variant == part.index[0] else None
+            part = points[points["label"] == model]
+            part = part.sort_values("variant", key=lambda column: column.map(order))
+            color = COLORS[index % 7]
+            values = [unit.of(v) for v in part["value"]]
+            axes.plot(part[cost].astype(float), values, color=color, linewidth=1, zorder=1)
+            for row, value in zip(part.to_dict("records"), values, strict=True):
+                filled = row["variant"] == "once"
                 point = axes.scatter(
-                    float(row[cost]), unit.of(row["value"]), marker=marker, edgecolors=color,
-                    facecolors=color if variant == "once" else "white", s=30, zorder=2, label=label,
+                    float(row[cost]), value, marker=_marker(index), edgecolors=color, s=30, zorder=2,
+                    facecolors=color if filled else "white",
+                    label=names[model] if row["variant"] == part["variant"].iloc[0] else None,
                 )  # fmt: skip
-                point.set_gid(_tip(f"{names[model]}, {variant}: {unit.of(row['value']):.{unit.decimals}f}"))
-        values = points[cost].astype(float)
-        axes.set_xscale("log" if values.max() > 10 * values.min() > 0 else "linear")
-        axes.xaxis.set_major_formatter(EngFormatter())
-        axes.margins(x=0.12, y=0.12)
-        axes.set_xlabel(COSTS[cost])
-        axes.set_ylabel(f"{plain_text(unit.title)}\nfilled: once, open: other")
+                point.set_gid(_tip(f"{names[model]}, {row['variant']}: {value:.{unit.decimals}f} at {row[cost]:.4g}"))
+        _cost_axis(axes, points[cost].astype(float), COSTS[cost])
+        kinds = "filled: once, open: others" if "once" in set(points["variant"]) else ""
+        axes.set_ylabel(plain_text(unit.title) + (f"\n{kinds}" if kinds else ""))
         _legend(figure, axes, always=True)
     return figure
+
+
+def gain_cost_plot(comparison: Comparison, cost: str, style: str = "screen") -> Figure | None:
+    """Gain with its 95% interval against one of EXTRA_COSTS, a point per model and task.
+
+    None where no cost is known, or all are equal. Models are drawn next to each other where their costs are equal.
+    """
+    table, unit = comparison.table[comparison.table["dataset"] != POOLED], comparison_unit(comparison)
+    extra = table[f"second_{cost}"] - table[f"first_{cost}"]
+    table = table.assign(extra=extra)[extra.notna()]
+    if table["extra"].round(6).nunique() < 2:
+        return None
+    step = 0.012 * float(table["extra"].max() - table["extra"].min())
+    models = list(dict.fromkeys(table["model"]))
+    names = short_names(models)
+    with _figure(style) as (figure, axes):
+        for index, model in enumerate(models):
+            part = table[table["model"] == model]
+            places = list(part["extra"] + (index - (len(models) - 1) / 2) * step)
+            _intervals(axes, part, unit, places, index, names[model], horizontal=False)
+        axes.axhline(0, color=_GREY, linewidth=0.8)
+        _cost_axis(axes, table["extra"], EXTRA_COSTS[cost], linear=True)
+        axes.set_ylabel(_gain_label(comparison, unit) if style == "screen" else fill(_gain_label(comparison, unit), 26))
+        _legend(figure, axes)
+    return figure
+
+
+def grid_plot(grids: Sequence[Grid], comparison: Comparison, style: str = "screen") -> Figure:
+    """Depth grids as heat maps: a row per model, and the first arm, the second arm and their difference next to each other.
+
+    The rows of a map are depths, from the context's start down to its end. An empty cell is blank.
+    """
+    unit = comparison_unit(comparison)
+    names = short_names([grid.model for grid in grids])
+    first, second = comparison.arms if comparison.arms[0] in VARIANTS else ("first", "second")
+    titles = (f"read {first}", f"read {second}") if first in VARIANTS else (first, second)
+    scores = [unit.of(v) for grid in grids for side in (grid.first, grid.second) for v in side.ravel()]
+    known = [v for v in scores if v == v]
+    gains = [abs(unit.of(v)) for grid in grids for v in grid.gain.ravel() if v == v]
+    span = max(gains, default=0.0) or 1.0
+    low, high = (0.0, 100.0) if unit.share else (min(known), max(known))
+    width = STYLES[style]["width"] if style in STYLES else 0.0
+    height = len(grids) * (0.5 + 0.16 * max(3, len(grids[0].depths)) * (1.0 if style == "screen" else 0.8)) + 0.7
+    with _axes(style, height, (len(grids), 3)) as (figure, axes):
+        for row, grid in enumerate(grids):
+            maps = [(grid.first, low, high, "viridis"), (grid.second, low, high, "viridis")]
+            maps.append((grid.gain, -span, span, "RdBu"))
+            for column, (values, least, most, colors) in enumerate(maps):
+                ax = axes[row][column]
+                shown = [[unit.of(v) for v in line] for line in values]
+                image = ax.imshow(shown, vmin=least, vmax=most, cmap=colors, aspect="auto")
+                _cells(ax, shown, image, signed=column == 2, width=(width - 1.1) / 3, style=style)
+                ax.set_xticks(range(len(grid.lengths)), grid.lengths, rotation=0 if len(grid.lengths) < 4 else 90)
+                ax.set_yticks(range(len(grid.depths)), grid.depths if column == 0 else [])
+                ax.grid(False)
+                ax.spines[:].set_visible(False)
+                ax.tick_params(length=0)
+                if row == 0:
+                    ax.set_title(plain_text((*titles, "difference")[column]), fontsize="medium")
+                if row < len(grids) - 1:
+                    ax.set_xticklabels([])
+                if row == len(grids) - 1 and column in (1, 2):
+                    pair = [axes[r][c] for r in range(len(grids)) for c in ((0, 1) if column == 1 else (2,))]
+                    figure.colorbar(image, ax=pair, location="bottom", aspect=30 if column == 1 else 15, pad=0.04)
+            axes[row][0].set_ylabel(fill(names[grid.model], 16) if len(grids) > 1 else "")
+        figure.supylabel("answer's depth (0: start, 1: end)", fontsize="medium")
+        figure.supxlabel(f"context length (tokens); colours: {plain_text(unit.title)}", fontsize="medium")
+    return figure
+
+
+def _cells(axes: Any, values: list[list[float]], image: Any, *, signed: bool, width: float, style: str) -> None:
+    """Write the numbers into a heat map's cells where they fit. width: of the map, in inches."""
+    room = width * 72 / max(len(values[0]), 1)  # points per cell
+    size = 7.0 if style == "screen" else 5.5
+    if room < 3.2 * size * 0.6:
+        return
+    for row, line in enumerate(values):
+        for column, value in enumerate(line):
+            if value == value:
+                red, green, blue, _ = image.cmap(image.norm(value))
+                dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+                text = f"{value:+.0f}" if signed and round(value) else f"{value:.0f}"
+                text = text if abs(image.norm.vmax) > 1 else f"{value:.2f}"
+                color = "#ffffff" if dark else "#000000"
+                axes.text(column, row, text, ha="center", va="center", fontsize=size, color=color)
+
+
+def _cost_axis(axes: Any, values: pd.Series, label: str, linear: bool = False) -> None:
+    """A cost along x: logarithmic where it spans more than a factor of ten, unless it must be linear."""
+    from matplotlib.ticker import EngFormatter, StrMethodFormatter
+
+    axes.set_xscale("log" if values.max() > 10 * values.min() > 0 and not linear else "linear")
+    axes.xaxis.set_major_formatter(EngFormatter(sep="") if values.max() >= 1000 else StrMethodFormatter("{x:g}"))
+    axes.margins(x=0.12, y=0.12)
+    axes.set_xlabel(label)
 
 
 # name -> (results, metric, style) -> figure or None; the report shows what is not None
 SCORE_PLOTS: dict[str, Callable[[Results, str, str], Any]] = {
     "length": lambda results, metric, style: length_plot(results, metric, style),
     "state_bytes": lambda results, metric, style: cost_plot(results, "state_bytes", metric, style),
+    "prompt_tokens": lambda results, metric, style: cost_plot(results, "prompt_tokens", metric, style),
+    "document_seconds": lambda results, metric, style: cost_plot(results, "document_seconds", metric, style),
     "tokens_per_second": lambda results, metric, style: cost_plot(results, "tokens_per_second", metric, style),
 }
 
@@ -231,6 +340,14 @@ def _intervals(
 
 @contextmanager
 def _figure(style: str, height: float | None = None) -> Iterator[tuple[Figure, Any]]:
+    """A figure with one pair of axes."""
+    with _axes(style, height or 0.0, (1, 1), least=0.66) as (figure, axes):
+        yield figure, axes[0][0]
+
+
+@contextmanager
+def _axes(style: str, height: float, shape: tuple[int, int], least: float = 0.0) -> Iterator[tuple[Figure, Any]]:
+    """A figure with rows and columns of axes. height: inches, at least `least` of the width."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -243,9 +360,9 @@ def _figure(style: str, height: float | None = None) -> Iterator[tuple[Figure, A
     settings |= {"axes.spines.top": False, "axes.spines.right": False, "grid.alpha": 0.3, "grid.linewidth": 0.5}
     settings |= {"axes.linewidth": 0.8, "legend.frameon": False, "pdf.fonttype": 42, "axes.axisbelow": True}
     with mpl.rc_context(settings):
-        figure = Figure(figsize=(width, max(height or 0.0, 0.66 * width)), layout="constrained")
+        figure = Figure(figsize=(width, max(height, least * width)), layout="constrained")
         FigureCanvasAgg(figure)
-        yield figure, figure.add_subplot()
+        yield figure, figure.subplots(*shape, squeeze=False)
 
 
 def _legend(figure: Any, axes: Any, always: bool = False) -> None:

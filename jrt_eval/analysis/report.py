@@ -24,12 +24,14 @@ from jrt_eval.analysis import plots
 from jrt_eval.analysis.comparison import POOLED, Comparison, compare_variants, gain_by
 from jrt_eval.analysis.documents import document_data
 from jrt_eval.analysis.failures import failure_table
+from jrt_eval.analysis.grid import depth_grids, grid_table, has_grid
 from jrt_eval.analysis.load import Results
 from jrt_eval.analysis.notes import counted
 from jrt_eval.analysis.select import paired_metric, score_metric, single_tasks
 from jrt_eval.analysis.table import Table
 from jrt_eval.analysis.tables import (
     comparison_unit,
+    cost_table,
     failures_as_table,
     gain_by_table,
     gain_table,
@@ -103,6 +105,7 @@ def make_parts(
             bins = gain_by(comparison, column)
             parts.figures[f"gain_by_{column}"] = plots.gain_by_plot(bins, what, comparison, style)
             parts.tables[f"gain_by_{column}"] = gain_by_table(bins, what, comparison)
+        _add_grid_and_costs(parts, comparison, style)
     for name, make in plots.SCORE_PLOTS.items():
         figure = make(results, chosen, style) if read else None
         if figure is not None:
@@ -113,6 +116,19 @@ def make_parts(
     parts.notes += [note for name in ("prompt", "gain") if name in parts.tables for note in parts.tables[name].notes]
     parts.notes = list(dict.fromkeys(parts.notes))
     return parts
+
+
+def _add_grid_and_costs(parts: Parts, comparison: Comparison, style: str) -> None:
+    if has_grid(comparison):
+        grids = depth_grids(comparison)
+        parts.figures["grid"] = plots.grid_plot(grids, comparison, style)
+        parts.tables["grid"] = grid_table(grids, comparison)
+    if comparison.table[[f"second_{cost}" for cost in plots.EXTRA_COSTS]].notna().any(axis=None):
+        parts.tables["cost"] = cost_table(comparison)
+    for cost in plots.EXTRA_COSTS:
+        figure = plots.gain_cost_plot(comparison, cost, style)
+        if figure is not None:
+            parts.figures[f"gain_{cost}"] = figure
 
 
 def _add_score_tables(
@@ -158,7 +174,7 @@ def by_columns(comparison: Comparison) -> list[tuple[str, str]]:
     """The columns of pairs that gains can be shown against: tokens where they are known, else characters."""
     columns = []
     for names in (("doc_tokens", "prompt_chars"), ("answer_depth",), ("answer_distance_tokens", "answer_distance")):
-        known = [name for name in names if comparison.pairs[name].notna().any()]
+        known = [name for name in names if comparison.pairs[name].nunique() > 1]
         columns += [(name, BY[name]) for name in known[:1]]
     return columns
 
@@ -184,8 +200,12 @@ CAPTIONS = {
     "gain": "Gain per task with its 95% interval",
     "length": "Score against context length",
     "state_bytes": "Score against state size",
+    "prompt_tokens": "Score against prompt length",
+    "document_seconds": "Score against time",
     "tokens_per_second": "Score against throughput",
-    "seconds": "Score against evaluation time",
+    "grid": "Score by the answer's depth and the context length",
+    "gain_tokens": "Gain against its cost in prompt tokens",
+    "gain_seconds": "Gain against its cost in time",
 }
 
 

@@ -187,21 +187,26 @@ def _task_columns(data: dict[str, Any], config: dict[str, Any], task: str, value
     version = _dict(data.get("versions")).get(task)
     generates = task_config.get("output_type") not in _NO_GENERATION
     stated = _int(values.get("sample_len", values.get("samples")))
-    n, original = _documents(data, task)
+    counted, original = _documents(data, task)
+    n = counted if stated is None else stated
+    costs = _dict(ours.get("costs"))
     return {
         "task": task,
         "dataset": dataset,
         "variant": variant,
         "group": is_group,
-        "n": n if stated is None else stated,
+        "n": n,
         "n_original": original,
         "n_dropped": _int(ours.get("dropped")),
-        "n_truncated": _int(ours.get("truncated")),
+        "n_truncated": _int(ours.get("truncated", costs.get("truncated"))),
         "context_length": _positive(ours.get("context_length", metadata.get("context_length"))),
         "answer_length": _int(ours.get("answer_length", metadata.get("answer_length"))),
         "num_fewshot": _int(_dict(data.get("n-shot")).get(task, task_config.get("num_fewshot"))),
         "gen_kwargs": _gen_kwargs(config.get("gen_kwargs")) if generates else None,
         "task_version": _text(version),
+        "prompt_tokens": _share(costs.get("prompt_tokens"), n),
+        "generated_tokens": _share(costs.get("generated_tokens"), n),
+        "document_seconds": _share(costs.get("seconds"), n),
         **({"jrt_eval_version": _text(ours["jrt_eval_version"])} if "jrt_eval_version" in ours else {}),
     }
 
@@ -333,6 +338,11 @@ def _float(value: Any, finite: bool = False) -> float | None:
 def _int(value: Any) -> int | None:
     number = _float(value, finite=True)
     return int(number) if number is not None and abs(number) < 2**63 else None
+
+
+def _share(total: Any, count: int | None) -> float | None:
+    number = _float(total, finite=True)
+    return number / count if number is not None and count else None
 
 
 def _positive(value: Any) -> int | None:

@@ -7,6 +7,7 @@ byte ranges, so that several processes can share one file.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 
 from jrt_eval.analysis import lenient_json
 from jrt_eval.analysis.metrics import per_document
-from jrt_eval.analysis.schema import METRIC_PREFIX, RUN_COLUMNS, WEIGHT_PREFIX, predictions_schema
+from jrt_eval.analysis.schema import DEPTH, LENGTH, METRIC_PREFIX, RUN_COLUMNS, WEIGHT_PREFIX, predictions_schema
 
 BATCH = 16_384  # lines per Arrow batch: about 30 MB of prompts
 _INT64 = 1 << 63
@@ -139,6 +140,9 @@ _META = {
     "doc_hash",
     "prompt_hash",
     "target_hash",
+    "jrt_cost",
+    DEPTH,
+    LENGTH,
 }
 
 
@@ -172,7 +176,9 @@ def _row(sample: dict[str, Any], unread: set[str]) -> dict[str, Any]:
     names = doc.get("jrt_document")
     passage = doc.get("jrt_passage")
     depth, distance = _place(passage if isinstance(passage, str) else prompt, targets)
-    recorded = doc.get("jrt_answer_depth")
+    asked, length = _recorded(sample, doc, DEPTH), _recorded(sample, doc, LENGTH)
+    cost = sample.get("jrt_cost")
+    costs = _count(cost, "prompt_tokens") if isinstance(cost, dict) else None
     row: dict[str, Any] = {
         "filter": str(sample.get("filter") or "none"),
         "doc_id": _count(sample, "doc_id"),
@@ -183,12 +189,13 @@ def _row(sample: dict[str, Any], unread: set[str]) -> dict[str, Any]:
         "prompt": prompt,
         "prompt_hash": _one(sample.get("prompt_hash"))
         or (hashlib.sha256(prompt.encode()).hexdigest() if prompt else None),
-        "prompt_tokens": _count(doc, "jrt_prompt_tokens"),
+        "prompt_tokens": counted if (counted := _count(doc, "jrt_prompt_tokens")) is not None else costs,
         "prompt_chars": None if prompt is None else len(prompt),
         "doc_hash": _one(sample.get("doc_hash")),
         "doc_tokens": _count(doc, "jrt_document_tokens"),
         "answer_token": _count(doc, "jrt_answer_position"),
-        "answer_depth": float(recorded) if isinstance(recorded, (int, float)) else depth,
+        DEPTH: asked if asked is not None and 0 <= asked <= 1 else depth,
+        LENGTH: int(length) if length is not None and 1 <= length < _INT64 else None,
         "answer_distance": distance,
         "answer_distance_tokens": None,
         "target": _one(sample.get("target")),
@@ -272,6 +279,14 @@ def _count(values: dict[str, Any], name: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and -_INT64 <= value < _INT64 else None
 
 
+def _recorded(sample: dict[str, Any], doc: dict[str, Any], name: str) -> float | None:
+    """A number that the sample or its document has under this name, or the document with `jrt_` in front."""
+    for value in (sample.get(name), doc.get(name), doc.get(f"jrt_{name}")):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    return None
+
+
 def _one(value: Any) -> str | None:
     if isinstance(value, list):
         value = value[0] if value else None
@@ -286,11 +301,13 @@ def _first(values: dict[str, Any], *names: str) -> str | None:
 def _table(rows: list[dict[str, Any]], run: dict[str, Any], fixed: pa.Schema, part: Part) -> pa.Table:
     columns: dict[str, pa.Array] = {}
     for column in fixed:
-        if column.name in RUN_COLUMNS:
+        if column.name in RUN_COLUMNS and column.name != LENGTH:
             value = pa.scalar(run[column.name], value_type(column.type))
             columns[column.name] = pa.repeat(value, len(rows)).cast(column.type)
         else:
             array = pa.array([row[column.name] for row in rows], value_type(column.type))
+            if column.name == LENGTH and run[LENGTH] is not None:
+                array = array.fill_null(run[LENGTH])
             columns[column.name] = array.cast(column.type)
     for name in sorted({key for row in rows for key in row if key.startswith((METRIC_PREFIX, WEIGHT_PREFIX))}):
         columns[name] = pa.array([row.get(name) for row in rows], pa.float64())

@@ -90,6 +90,11 @@ SCORES = (
     Column("fewshot_seed", "int", "seed of the few-shot sampler"),
     Column("state_bytes", "int", "bytes of recurrent state or cache per sequence, where the run recorded it"),
     Column("tokens_per_second", "float", "generation throughput, where the run recorded it"),
+    Column(
+        "prompt_tokens", "float", "prompt tokens per document, all its requests together, where the run recorded them"
+    ),
+    Column("generated_tokens", "float", "generated tokens per document, where the run recorded them"),
+    Column("document_seconds", "float", "seconds of the model's calls per document, where the run recorded them"),
     Column("lm_eval_version", "category", "version of lm-eval"),
     Column("jrt_eval_version", "category", "version of jrt-eval, where the run recorded it"),
     Column("git_hash", "category", "commit of the folder that lm-eval ran in"),
@@ -106,7 +111,7 @@ PREDICTIONS = (
     Column("task", "category", "as in scores"),
     Column("dataset", "category", "as in scores"),
     Column("variant", "category", "as in scores"),
-    Column("context_length", "int", "as in scores"),
+    Column("context_length", "int", "tokens of the document's window where the sample records them, else as in scores"),
     Column("filter", "category", "as in scores; a task with two filters has two rows per document"),
     Column("doc_id", "int", "the document's index as lm-eval wrote it; wrong with an unsorted `--samples`"),
     Column("row", "int", "the row of the data set, where our tasks recorded it: the same in every variant of a task"),
@@ -124,7 +129,7 @@ PREDICTIONS = (
     Column(
         "prompt_tokens",
         "int",
-        "tokens of the prompt, where our tasks or `--tokenizer` counted them",
+        "tokens of the prompt (of all requests of a multiple-choice document), where the run or `--tokenizer` counted them",
     ),
     Column("prompt_chars", "int", "characters of the prompt"),
     Column(
@@ -134,7 +139,12 @@ PREDICTIONS = (
     ),
     Column("doc_tokens", "int", "tokens of the whole document before the window cut it, where our tasks recorded it"),
     Column("answer_token", "int", "tokens of the whole document before the answer, where our tasks recorded it"),
-    Column("answer_depth", "float", "where the first gold answer is in the passage that was read: 0 start, 1 end"),
+    Column(
+        "answer_depth",
+        "float",
+        "where the answer is in the passage that was read, 0 start, 1 end: as the sample records it, else the first gold "
+        "answer's place",
+    ),
     Column("answer_distance", "int", "characters from the end of the answer's last place to the passage's end"),
     Column(
         "answer_distance_tokens", "int", "the same in tokens, once `--tokenizer` or `count_tokens` has counted them"
@@ -166,8 +176,11 @@ SETTINGS = (
 )
 """Columns of scores that can change a score. Runs of a model and task that are equal here differ in their seeds only."""
 
+DEPTH, LENGTH = "answer_depth", "context_length"
+"""What a depth grid is made of: columns of predictions, and what samples call them (`jrt_answer_depth` and so on too)."""
+
 RUN_COLUMNS = ("run_id", "model", "task", "dataset", "variant", "context_length")
-"""Columns of predictions that are equal in all rows of a sample file."""
+"""What the result file says of each row of a sample file. A sample's own context length takes precedence."""
 
 
 def scores_schema() -> pa.Schema:

@@ -32,6 +32,7 @@ class Table:
         p         a probability
         interval  (low, high), with signs
         measure   (value, standard error)
+        three digits   a float of any size, with three significant digits
 
     slug: a short name for LaTeX's label and for files; made from the title if empty.
     """
@@ -230,6 +231,8 @@ class Table:
             return f"{value[0]:.{digits}f}" + ("" if missing(value[1]) else f" ± {value[1]:.{digits}f}")
         if kind == "p":
             return "<0.001" if value < 0.001 else f"{value:.3f}"
+        if kind == "three digits":
+            return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
         if kind == "signed":
             return f"{value:+.{digits}f}"
         return f"{value:.{digits}f}" if isinstance(value, float) else str(value)

@@ -4,6 +4,7 @@
     prompt_table   Table 1's form: models x data sets, read once and twice, average and gain
     length_table   Table 2's form: models x (data set, context length)
     gain_table     a paired comparison: gain, interval and p per task
+    cost_table     its costs: prompt tokens and seconds per document
     overview_table a row per model: pooled scores, size, and how it was run
 
 Shares are in percent; other metrics are as they are. An average is over all data sets of a table, and missing for a model
@@ -246,6 +247,57 @@ def gain_table(comparison: Comparison) -> Table:
     frame = with_columns(records, [(name, name) for name in names])
     notes = list(comparison.warnings)
     return Table(title, frame, 2, [], notes, unit.decimals, formats, slug="gain")
+
+
+def cost_table(comparison: Comparison) -> Table:
+    """What a gain costs: prompt tokens and seconds per document of both arms, and the gain per 1,000 more tokens.
+
+    Columns that are empty for every row are left out. Raises UserError if no cost is known.
+    """
+    unit = comparison_unit(comparison)
+    arms = comparison.arms if comparison.arms[0] in VARIANTS else ("first", "second")
+    gain = "gain" if comparison.higher_is_better else "change"
+    columns: list[Name] = [
+        ("model", "model"),
+        ("task", "task"),
+        ("n", "n"),
+        (gain, gain),
+        ("95% interval", "95% interval"),
+    ]
+    columns += [("prompt tokens per document", arm) for arm in arms]
+    per_token, per_second = (f"{gain} per 1,000 tokens", "more"), (f"{gain} per second", "more")
+    columns += [
+        per_token,
+        *(("seconds per document", arm) for arm in arms),
+        per_second,
+        ("documents per second", arms[1]),
+    ]
+    records = []
+    for row in comparison.table.to_dict("records"):
+        tokens, seconds = (row[f"second_{cost}"] - row[f"first_{cost}"] for cost in ("tokens", "seconds"))
+        records.append(
+            [
+                str(row["model"]), dataset_name(str(row["dataset"])), int(row["n"]), unit.of(row["gain"]),
+                (unit.of(row["low"]), unit.of(row["high"])), row["first_tokens"], row["second_tokens"],
+                1000 * unit.of(row["gain"]) / tokens if tokens > 0 else math.nan,
+                row["first_seconds"], row["second_seconds"],
+                unit.of(row["gain"]) / seconds if seconds > 0 else math.nan,
+                1 / row["second_seconds"] if row["second_seconds"] else math.nan,
+            ]
+        )  # fmt: skip
+    frame = with_columns(records, columns)
+    empty = [c for c in frame.columns if all(missing(v) for v in frame[c])]
+    if {("prompt tokens per document", arms[1]), ("seconds per document", arms[1])} <= set(map(tuple, empty)):
+        raise UserError("no cost is known: evaluate with jrt-eval installed, or count tokens with --tokenizer")
+    formats = {(gain, gain): "signed", ("95% interval", "95% interval"): "interval"}
+    formats |= {per_token: "signed", per_second: "signed"}
+    measured = ("prompt tokens per document", "seconds per document")
+    formats |= {(name, arm): "three digits" for name in measured for arm in arms}
+    formats |= {("documents per second", arms[1]): "three digits"}
+    title = f"{unit.title}: what the {gain} of {comparison.arms[1]} over {comparison.arms[0]} costs"
+    return Table(
+        title, frame.drop(columns=empty), 2, [], list(comparison.warnings), unit.decimals, formats, slug="cost"
+    )
 
 
 def comparison_unit(comparison: Comparison) -> Unit:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from jrt_eval.analysis.load import Results
     from jrt_eval.analysis.table import Table
 
-TABLES = ("gain", "prompt", "length", "failures", "by-length", "by-place", "by-distance")
+TABLES = ("gain", "cost", "prompt", "length", "failures", "grid", "by-length", "by-place", "by-distance")
+ENDINGS = (".png", ".svg", ".pdf")  # of --out, for a plot
 _COLUMNS = {
     "by-length": ("doc_tokens", "prompt_chars"),
     "by-place": ("answer_depth",),
@@ -28,8 +29,8 @@ _COLUMNS = {
     type=click.Choice(TABLES),
     default="gain",
     show_default=True,
-    help="gain: paired, per task and pooled. prompt, length: the paper's Tables 1 and 2. failures: kinds of wrong "
-    "answers. by-length, by-place, by-distance: the gain against the document's length, the answer's place in it, "
+    help="gain: paired, per task and pooled. cost: what a gain costs in prompt tokens and seconds. prompt, length: the "
+    "paper's Tables 1 and 2. failures: kinds of wrong answers. grid: by the answer's depth and the context length. by-length, by-place, by-distance: the gain against the document's length, the answer's place in it, "
     "and how far before the question it is.",
 )
 @click.option("--versus", nargs=2, metavar="A B", help="Compare model B with model A, not twice with once.")
@@ -94,7 +95,10 @@ def compare(
             "by_size": pool == "documents",
         }
         comparison = _comparison(results, versus, baseline, against, settings)
-        shown = tables.gain_table(comparison) if table == "gain" else _by(comparison, table)
+        if out is not None and out.endswith(ENDINGS):
+            save_plot(comparison, table, out)
+            return
+        shown = _table(comparison, table)
     options.show(shown, form, out)
 
 
@@ -111,13 +115,53 @@ def _comparison(
     return compare_variants(results, against=against, **settings)  # type: ignore[arg-type]
 
 
-def _by(comparison: Comparison, table: str) -> Table:
+def _table(comparison: Comparison, table: str) -> Table:
+    from jrt_eval.analysis import grid, tables
     from jrt_eval.analysis.comparison import gain_by
+
+    if table == "gain":
+        return tables.gain_table(comparison)
+    if table == "cost":
+        return tables.cost_table(comparison)
+    if table == "grid":
+        return grid.grid_table(grid.depth_grids(comparison), comparison)
+    column, what = _column(comparison, table)
+    return tables.gain_by_table(gain_by(comparison, column), what, comparison)
+
+
+def save_plot(comparison: Comparison, table: str, out: str) -> None:
+    """Write the plot of a table to a .png, .svg or .pdf file."""
+    from pathlib import Path
+
+    from jrt_eval.analysis import grid, plots
+    from jrt_eval.analysis.comparison import gain_by
+    from jrt_eval.errors import UserError
+
+    if table == "gain":
+        figure = plots.gain_plot(comparison)
+    elif table == "grid":
+        _table(comparison, table)  # says what is missing
+        figure = plots.grid_plot(grid.depth_grids(comparison), comparison)
+    elif table == "cost":
+        _table(comparison, table)
+        found = [plots.gain_cost_plot(comparison, cost) for cost in plots.EXTRA_COSTS]
+        drawn = next((figure for figure in found if figure is not None), None)
+        if drawn is None:
+            raise UserError("every model and task costs the same here: there is nothing to plot")
+        figure = drawn
+    else:
+        column, what = _column(comparison, table)
+        figure = plots.gain_by_plot(gain_by(comparison, column), what, comparison)
+    plots.save(figure, Path(out))
+    click.echo(f"wrote {out}")
+
+
+def _column(comparison: Comparison, table: str) -> tuple[str, str]:
+    """The column of pairs that a by-... table is about, and what it is called. Raises UserError."""
     from jrt_eval.analysis.report import by_columns
-    from jrt_eval.analysis.tables import gain_by_table
     from jrt_eval.errors import UserError
 
     for column, what in by_columns(comparison):
         if column in _COLUMNS[table]:
-            return gain_by_table(gain_by(comparison, column), what, comparison)
+            return column, what
     raise UserError(f"the place of the answers is not known in these documents: {table} has nothing to show")

@@ -25,7 +25,12 @@ filter_name = click.option(
 published = click.option("--published", is_flag=True, help="Add the paper's numbers.")
 tokenizer = click.option("--tokenizer", help="Folder or hub id: count prompts and distances in tokens.")
 form = click.option("--format", "form", type=click.Choice(["terminal", "markdown", "latex", "csv"]), default="terminal")
-out = click.option("-o", "--out", type=click.Path(), help="Write to this file: .md, .tex, .csv, .parquet or .txt.")
+out = click.option(
+    "-o",
+    "--out",
+    type=click.Path(),
+    help="Write to this file: .md, .tex, .csv, .parquet or .txt; compare: .png, .svg or .pdf too.",
+)
 
 
 def together(*options: Decorator) -> Decorator:
