@@ -147,6 +147,7 @@ def gpu(tune: bool) -> None:
             torch.randn(CHANNELS, 1, 4, device="cuda", dtype=torch.bfloat16),
             torch.randn(CHANNELS, device="cuda"),
         )
+        gate = torch.randn_like(ssd["x"])
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         kernels.selective_scan(**scan)
@@ -157,13 +158,15 @@ def gpu(tune: bool) -> None:
         forms: dict[str, Callable[[], object]] = {
             "selective_scan": partial(kernels.selective_scan, **scan),
             "ssd": partial(kernels.ssd, **ssd),
+            "ssd, gated": partial(kernels.ssd, **ssd, z=gate),
             "short_conv": partial(kernels.short_conv, scan["x"], weight, bias),
         }
         found = milliseconds(forms | mamba_ssm_forms(scan, ssd))
         sizes = {"selective_scan": scan_bytes(batch, length), "ssd": ssd_bytes(batch, length)}
+        sizes["ssd, gated"] = sizes["ssd"] + gate.nbytes
         sizes["short_conv"] = 2 * batch * length * CHANNELS * 2
         for name, ms in found.items():
-            moved = sizes[name.partition(",")[0]] / ms * 1e3
+            moved = sizes[name.removesuffix(", mamba_ssm")] / ms * 1e3
             print(f"  {name:28} {ms:8.3f} ms  {moved / 1e9:7,.0f} GB/s  {moved / rate:5.0%} of a copy")
         decode(batch)
         if tune:
@@ -193,9 +196,9 @@ def variants(ssd: dict[str, Any]) -> None:
     from jrt_eval.kernels.ssd import triton as module
 
     kept = module.CHUNK, module.WARPS, module.STAGES
-    for chunk in (32, 64, 128):
+    for chunk in (16, 32, 64):
         for warps in (4, 8):
-            for stages in (1, 2, 3):
+            for stages in (1, 2, 3, 4):
                 module.CHUNK, module.WARPS, module.STAGES = chunk, warps, stages
                 try:
                     ms = milliseconds({"ssd": lambda: kernels.ssd(**ssd)})["ssd"]

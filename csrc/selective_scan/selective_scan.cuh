@@ -224,7 +224,8 @@ template <typename T>
 cudaError_t launch(const SelectiveScanArgs& p, cudaStream_t stream) {
   const unsigned blocks = unsigned((p.channels / 2 + kThreads - 1) / kThreads);
   const dim3 grid(blocks, unsigned(p.batches), unsigned(p.segments));
-  if (p.segments > 1) prefill<T, false, true><<<grid, kThreads, 0, stream>>>(p);
+  const dim3 but_last(blocks, unsigned(p.batches), unsigned(p.segments - 1));
+  if (p.segments > 1) prefill<T, false, true><<<but_last, kThreads, 0, stream>>>(p);
   if (p.z) prefill<T, true, false><<<grid, kThreads, 0, stream>>>(p);
   else prefill<T, false, false><<<grid, kThreads, 0, stream>>>(p);
   return cudaGetLastError();

@@ -12,6 +12,11 @@ from torch.autograd import forward_ad
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
+def plain(x: Tensor | None) -> Tensor | None:
+    """Contiguous, in its own dtype."""
+    return None if x is None else x.contiguous().resolve_neg()
+
+
 def single(x: Tensor | None) -> Tensor | None:
     """float32 and contiguous."""
     return None if x is None else x.to(torch.float32).contiguous().resolve_neg()

@@ -17,7 +17,7 @@ _c: Any = compiled.cuda_module()
 
 MOST_STATES = 16
 CHANNELS = 128  # of a block
-FILL = 1024  # blocks that keep a GPU busy
+FILL = 512  # blocks that keep a GPU busy: more segments cost more than they win
 SHORTEST = 128  # tokens of a segment, at least
 
 

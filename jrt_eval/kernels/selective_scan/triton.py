@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from jrt_eval.kernels.arguments import learns, single
+from jrt_eval.kernels.arguments import learns, plain
 from jrt_eval.kernels.selective_scan import reference, schema
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -210,7 +210,7 @@ def _selective_scan(
     lengths: Tensor | None,
     softplus: bool,
 ) -> tuple[Tensor, Tensor]:
-    a, d, dt_bias, state = a.to(torch.float32).contiguous(), *map(single, (d, dt_bias, state))
+    a, d, dt_bias, state = map(plain, (a, d, dt_bias, state))
     batch, length, channels = x.shape
     states, groups = a.shape[1], b.shape[2]
     x, dt, b, c = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, dt, b, c))
@@ -264,7 +264,7 @@ def _selective_scan_step(
     state: Tensor,
     softplus: bool,
 ) -> Tensor:
-    a, d, dt_bias = a.to(torch.float32).contiguous(), single(d), single(dt_bias)
+    a, d, dt_bias = map(plain, (a, d, dt_bias))
     batch, channels = x.shape
     states = a.shape[1]
     y = x.new_empty((batch, channels))

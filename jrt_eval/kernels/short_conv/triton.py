@@ -12,7 +12,7 @@ from jrt_eval.kernels import compiled
 from jrt_eval.kernels.arguments import learns
 from jrt_eval.kernels.short_conv import schema, shared
 
-TOKENS, CHANNELS = 32, 64  # per program
+TOKENS, CHANNELS = 32, 128  # per program
 
 
 @triton.jit

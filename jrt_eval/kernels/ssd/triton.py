@@ -1,7 +1,12 @@
-"""The recurrence of Mamba-2 as one Triton kernel: a program has the state of one head in registers and walks over chunks of its row.
+"""The recurrence of Mamba-2 as Triton kernels: a program has the state of one head in registers and walks over chunks of its row.
 
 Within a chunk everything is a product of matrices (see `reference`): the scores C B^T, their weighted sum of inputs, C times the state,
-and the update of the state. Nothing but the output and the final state is written.
+and the update of the state. Two small kernels come first, so that a step of the walk waits for little: one writes the time steps and
+the sums of decays within each chunk, the other the scores, which all heads of a group share. Beyond these, which have heads and chunk
+numbers per token, nothing but the output and the final state is written.
+
+The walk computes y^T and keeps h^T as (dim, states): the state and the scaled inputs are then left operands, which tensor cores read
+from registers.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from jrt_eval.kernels.arguments import learns, single
+from jrt_eval.kernels.arguments import learns, plain
 from jrt_eval.kernels.selective_scan.triton import LOG2E, silu, time_step
 from jrt_eval.kernels.ssd import reference, schema
 
@@ -21,69 +26,121 @@ CHUNK, WARPS, STAGES = 32, 4, 3
 
 
 @triton.jit
+def _count(lengths, row, length, LENGTHS: tl.constexpr):
+    """How many tokens of a row count."""
+    count = length
+    if LENGTHS:
+        count = tl.minimum(tl.maximum(tl.load(lengths + row).to(tl.int32), 0), length)
+    return count
+
+
+@triton.jit
+def _time_steps(
+    dt, a, bias, lengths, steps, decays, length, heads, dt_min, dt_max, dt_row, dt_token, dt_head,
+    T: tl.constexpr, H: tl.constexpr, BIAS: tl.constexpr, LENGTHS: tl.constexpr, SOFTPLUS: tl.constexpr,
+):  # fmt: skip
+    """A chunk's time steps and the sums, from its first token on, of dt A log2(e): (row, chunk, head, token)."""
+    chunk, row, block = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    head, i = block * H + tl.arange(0, H), tl.arange(0, T)
+    real, t = head < heads, chunk * T + i
+    on = (t < _count(lengths, row, length, LENGTHS))[None, :] & real[:, None]
+    shift = tl.zeros([H], dtype=tl.float32)
+    if BIAS:
+        shift = tl.load(bias + head, mask=real, other=0.0).to(tl.float32)
+    raw = tl.load(dt + row * dt_row + t[None, :] * dt_token + head[:, None] * dt_head, mask=on, other=0.0)
+    step = time_step(raw, shift[:, None], SOFTPLUS)
+    step = tl.minimum(
+        tl.maximum(step, dt_min, propagate_nan=tl.PropagateNan.ALL), dt_max, propagate_nan=tl.PropagateNan.ALL
+    )
+    step = tl.where(on, step, 0.0)
+    rate = tl.load(a + head, mask=real, other=0.0).to(tl.float32) * LOG2E
+    to = ((row * tl.num_programs(0) + chunk) * heads + head)[:, None] * T + i[None, :]
+    tl.store(steps + to, step, mask=real[:, None])
+    tl.store(decays + to, tl.cumsum(step * rate[:, None], 1), mask=real[:, None])
+
+
+@triton.jit
+def _scores(
+    b, c, lengths, scores, length, groups, states, b_row, b_token, b_group, c_row, c_token, c_group,
+    T: tl.constexpr, N: tl.constexpr, LENGTHS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """B C^T of a chunk, float32: (row, chunk, group, source, target)."""
+    chunk, row, group = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    i, n = tl.arange(0, T), tl.arange(0, N)
+    t = chunk * T + i
+    on = (t < _count(lengths, row, length, LENGTHS))[:, None] & (n < states)[None, :]
+    bc = tl.load(b + row * b_row + group * b_group + t[:, None] * b_token + n[None, :], mask=on, other=0.0)
+    cc = tl.load(c + row * c_row + group * c_group + t[:, None] * c_token + n[None, :], mask=on, other=0.0)
+    to = ((row * tl.num_programs(0) + chunk) * groups + group) * T * T
+    tl.store(scores + to + i[:, None] * T + i[None, :], tl.dot(bc, tl.trans(cc), input_precision=PRECISION))
+
+
+@triton.jit
 def _prefill(
-    x, dt, a, b, c, d, z, bias, state_in, lengths, y, state_out, length, heads, per_group, dim, states, dt_min, dt_max,
-    x_row, x_token, x_head, dt_row, dt_token, dt_head, z_row, z_token, z_head,
-    b_row, b_token, b_group, c_row, c_token, c_group,
+    x, b, c, d, z, scores, steps, decays, state_in, lengths, y, state_out, length, chunks, heads, per_group, dim, states,
+    x_row, x_token, x_head, z_row, z_token, z_head, b_row, b_token, b_group, c_row, c_token, c_group,
     T: tl.constexpr, P: tl.constexpr, N: tl.constexpr, D: tl.constexpr, D_PER_DIM: tl.constexpr, GATE: tl.constexpr,
-    BIAS: tl.constexpr, STATE: tl.constexpr, LENGTHS: tl.constexpr, SOFTPLUS: tl.constexpr, PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
+    STATE: tl.constexpr, LENGTHS: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0) % heads
     row = (tl.program_id(0) // heads).to(tl.int64)
     group = head // per_group
     i, p, n = tl.arange(0, T), tl.arange(0, P), tl.arange(0, N)
     in_dim, in_states = p < dim, n < states
-    rate = tl.load(a + head).to(tl.float32) * LOG2E
-    shift = 0.0
-    if BIAS:
-        shift = tl.load(bias + head).to(tl.float32)
     skip = tl.zeros([P], dtype=tl.float32)
     if D:
         if D_PER_DIM:
             skip = tl.load(d + head * dim + p, mask=in_dim, other=0.0).to(tl.float32)
         else:
             skip += tl.load(d + head).to(tl.float32)
-    held = ((row * heads + head) * dim + p)[None, :] * states + n[:, None]
-    both = in_states[:, None] & in_dim[None, :]
-    h = tl.zeros([N, P], dtype=tl.float32)
+    held = ((row * heads + head) * dim + p)[:, None] * states + n[None, :]
+    both = in_dim[:, None] & in_states[None, :]
+    h = tl.zeros([P, N], dtype=tl.float32)
     if STATE:
         h = tl.load(state_in + held, mask=both, other=0.0)
-    count = length
-    if LENGTHS:
-        count = tl.minimum(tl.maximum(tl.load(lengths + row).to(tl.int32), 0), length)
+    count = _count(lengths, row, length, LENGTHS)
     x += row * x_row + head * x_head
-    dt += row * dt_row + head * dt_head
     z += row * z_row + head * z_head
     b += row * b_row + group * b_group
     c += row * c_row + group * c_group
     y += (row * length * heads + head) * dim
+    scores += (row * chunks * (heads // per_group) + group) * T * T
+    steps += (row * chunks * heads + head) * T
+    decays += (row * chunks * heads + head) * T
+    if GATE:  # a chunk's gate is asked for while the one before it is computed
+        gate_next = tl.load(
+            z + i[:, None] * z_token + p[None, :], mask=(i < count)[:, None] & in_dim[None, :], other=0.0
+        )
     for first in tl.range(0, count, T, num_stages=STAGES):
         t = first + i
         on = t < count
-        xc = tl.load(x + t[:, None] * x_token + p[None, :], mask=on[:, None] & in_dim[None, :], other=0.0)
-        bc = tl.load(b + t[None, :] * b_token + n[:, None], mask=on[None, :] & in_states[:, None], other=0.0)
+        inside = on[:, None] & in_dim[None, :]
+        xc = tl.load(x + t[:, None] * x_token + p[None, :], mask=inside, other=0.0)
+        bc = tl.load(b + t[:, None] * b_token + n[None, :], mask=on[:, None] & in_states[None, :], other=0.0)
         cc = tl.load(c + t[:, None] * c_token + n[None, :], mask=on[:, None] & in_states[None, :], other=0.0)
-        step = time_step(tl.load(dt + t * dt_token, mask=on, other=0.0), shift, SOFTPLUS)
-        step = tl.minimum(
-            tl.maximum(step, dt_min, propagate_nan=tl.PropagateNan.ALL), dt_max, propagate_nan=tl.PropagateNan.ALL
-        )
-        step = tl.where(on, step, 0.0)
-        decays = tl.cumsum(step * rate, 0)
-        whole = tl.sum(tl.where(i == T - 1, decays, 0.0), 0)  # in the sum's own rounding
-        scores = tl.dot(cc, bc, input_precision=PRECISION)
-        between = tl.exp2(tl.where(i[:, None] >= i[None, :], decays[:, None] - decays[None, :], float("-inf")))
-        out = tl.dot(cc, h.to(cc.dtype), input_precision=PRECISION) * tl.exp2(decays)[:, None]
-        weights = (scores * between * step[None, :]).to(xc.dtype)
-        out += tl.dot(weights, xc, input_precision=PRECISION)
-        left = (tl.exp2(whole - decays) * step)[None, :]
-        update = tl.dot((bc.to(tl.float32) * left).to(xc.dtype), xc, input_precision=PRECISION)
-        h = h * tl.exp2(whole) + update
-        if D:
-            out += skip[None, :] * xc.to(tl.float32)
         if GATE:
-            out *= silu(tl.load(z + t[:, None] * z_token + p[None, :], mask=on[:, None] & in_dim[None, :], other=0.0))
-        tl.store(y + t[:, None] * heads * dim + p[None, :], out, mask=on[:, None] & in_dim[None, :])
+            gate = gate_next
+            gate_next = tl.load(
+                z + (t + T)[:, None] * z_token + p[None, :], mask=(t + T < count)[:, None] & in_dim[None, :], other=0.0
+            )
+        pairs = tl.load(scores + first * (heads // per_group) * T + i[:, None] * T + i[None, :])
+        step = tl.load(steps + first * heads + i)
+        decay = tl.load(decays + first * heads + i)
+        whole = tl.load(decays + first * heads + T - 1)
+        between = tl.exp2(tl.where(i[:, None] <= i[None, :], decay[None, :] - decay[:, None], float("-inf")))
+        weights = (pairs * between * step[:, None]).to(xc.dtype)
+        xt = tl.trans(xc)
+        out = tl.dot(h.to(cc.dtype), tl.trans(cc), input_precision=PRECISION) * tl.exp2(decay)[None, :]
+        out = tl.dot(xt, weights, out, input_precision=PRECISION)
+        wide = xt.to(tl.float32)
+        scaled = (wide * (tl.exp2(whole - decay) * step)[None, :]).to(xc.dtype)
+        h = tl.dot(scaled, bc, h * tl.exp2(whole), input_precision=PRECISION)
+        if D:
+            out += skip[:, None] * wide
+        result = tl.trans(out)
+        if GATE:
+            result *= silu(gate)
+        tl.store(y + t[:, None] * heads * dim + p[None, :], result, mask=inside)
     for first in range(count, length, T):  # padding
         t = first + i
         nothing = tl.zeros([T, P], dtype=tl.float32)
@@ -145,7 +202,7 @@ def _ssd(
     dt_min: float,
     dt_max: float,
 ) -> tuple[Tensor, Tensor]:
-    a, d, dt_bias, state = a.to(torch.float32).contiguous(), *map(single, (d, dt_bias, state))
+    a, d, dt_bias, state = map(plain, (a, d, dt_bias, state))
     batch, length, heads, dim = x.shape
     groups, states = b.shape[2:]
     x, b, c = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, b, c))
@@ -155,14 +212,28 @@ def _ssd(
     if batch == 0:
         return y, final
     gate = x if z is None else z
+    chunks = triton.cdiv(length, CHUNK)
+    steps, decays = x.new_empty((2, batch, chunks, heads, CHUNK), dtype=torch.float32)
+    scores = x.new_empty((batch, chunks, groups, CHUNK, CHUNK), dtype=torch.float32)
+    p, n = max(16, triton.next_power_of_2(dim)), max(16, triton.next_power_of_2(states))
+    precision = "ieee" if x.dtype == torch.float32 else "tf32"
     with torch.cuda.device_of(x):
-        _prefill[(batch * heads,)](
-            x, dt, a, b, c, d, gate, dt_bias, state, lengths, y, final, length, heads, heads // groups, dim, states,
-            dt_min, dt_max, *x.stride()[:3], *dt.stride(), *gate.stride()[:3], *b.stride()[:3], *c.stride()[:3],
-            T=CHUNK, P=max(16, triton.next_power_of_2(dim)), N=max(16, triton.next_power_of_2(states)),
-            D=d is not None, D_PER_DIM=d is not None and d.dim() == 2, GATE=z is not None, BIAS=dt_bias is not None,
-            STATE=state is not None, LENGTHS=lengths is not None, SOFTPLUS=softplus,
-            PRECISION="ieee" if x.dtype == torch.float32 else "tf32", STAGES=STAGES, num_warps=WARPS,
+        if length:
+            block = min(32, triton.next_power_of_2(heads))
+            _time_steps[chunks, batch, triton.cdiv(heads, block)](
+                dt, a, dt_bias, lengths, steps, decays, length, heads, dt_min, dt_max, *dt.stride(),
+                T=CHUNK, H=block, BIAS=dt_bias is not None, LENGTHS=lengths is not None, SOFTPLUS=softplus,
+            )  # fmt: skip
+            _scores[chunks, batch, groups](
+                b, c, lengths, scores, length, groups, states, *b.stride()[:3], *c.stride()[:3],
+                T=CHUNK, N=n, LENGTHS=lengths is not None, PRECISION=precision,
+            )  # fmt: skip
+        _prefill[batch * heads,](
+            x, b, c, d, gate, scores, steps, decays, state, lengths, y, final,
+            length, chunks, heads, heads // groups, dim, states,
+            *x.stride()[:3], *gate.stride()[:3], *b.stride()[:3], *c.stride()[:3],
+            T=CHUNK, P=p, N=n, D=d is not None, D_PER_DIM=d is not None and d.dim() == 2, GATE=z is not None,
+            STATE=state is not None, LENGTHS=lengths is not None, PRECISION=precision, STAGES=STAGES, num_warps=WARPS,
         )  # fmt: skip
     return y, final
 
@@ -181,7 +252,7 @@ def _ssd_step(
     dt_min: float,
     dt_max: float,
 ) -> Tensor:
-    a, d, dt_bias = a.to(torch.float32).contiguous(), single(d), single(dt_bias)
+    a, d, dt_bias = map(plain, (a, d, dt_bias))
     batch, heads, dim = x.shape
     states = b.shape[2]
     y = x.new_empty((batch, heads, dim))

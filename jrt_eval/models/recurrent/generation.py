@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,8 +76,10 @@ class Steppable(Protocol):
 def right_padded(rows: list[list[int]], device: torch.device, fill: int = 0) -> tuple[Tensor, Tensor]:
     """Token lists as (batch, longest) and their lengths (batch,)."""
     longest = max((len(row) for row in rows), default=0)
-    ids = torch.tensor([row + [fill] * (longest - len(row)) for row in rows], dtype=torch.int64)
-    return ids.reshape(len(rows), longest).to(device), torch.tensor([len(row) for row in rows], device=device)
+    ids = np.full((len(rows), longest), fill, dtype=np.int64)
+    for at, row in zip(ids, rows, strict=True):
+        at[: len(row)] = row  # several times as fast as torch.tensor(rows)
+    return torch.from_numpy(ids).to(device), torch.tensor([len(row) for row in rows], device=device)
 
 
 def choose(
