@@ -210,7 +210,7 @@ def _selective_scan(
     lengths: Tensor | None,
     softplus: bool,
 ) -> tuple[Tensor, Tensor]:
-    a, d, dt_bias, state = map(plain, (a, d, dt_bias, state))
+    a, d, dt_bias, state = a.contiguous().resolve_neg(), *map(plain, (d, dt_bias, state))
     batch, length, channels = x.shape
     states, groups = a.shape[1], b.shape[2]
     x, dt, b, c = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, dt, b, c))
@@ -264,7 +264,7 @@ def _selective_scan_step(
     state: Tensor,
     softplus: bool,
 ) -> Tensor:
-    a, d, dt_bias = map(plain, (a, d, dt_bias))
+    a, d, dt_bias = a.contiguous().resolve_neg(), *map(plain, (d, dt_bias))
     batch, channels = x.shape
     states = a.shape[1]
     y = x.new_empty((batch, channels))

@@ -202,7 +202,7 @@ def _ssd(
     dt_min: float,
     dt_max: float,
 ) -> tuple[Tensor, Tensor]:
-    a, d, dt_bias, state = map(plain, (a, d, dt_bias, state))
+    a, d, dt_bias, state = a.contiguous().resolve_neg(), *map(plain, (d, dt_bias, state))
     batch, length, heads, dim = x.shape
     groups, states = b.shape[2:]
     x, b, c = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, b, c))
@@ -252,7 +252,7 @@ def _ssd_step(
     dt_min: float,
     dt_max: float,
 ) -> Tensor:
-    a, d, dt_bias = map(plain, (a, d, dt_bias))
+    a, d, dt_bias = a.contiguous().resolve_neg(), *map(plain, (d, dt_bias))
     batch, heads, dim = x.shape
     states = b.shape[2]
     y = x.new_empty((batch, heads, dim))
