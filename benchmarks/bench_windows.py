@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from jrt_eval.prompts.tokenization import load
-from jrt_eval.prompts.windows import Budget, UncutDocument, cut
+from jrt_eval.prompts.windows import Budget, UncutDocument, Window, cut
 
 
 def documents(text: str, number: int, characters: int, seed: int = 0) -> list[UncutDocument]:
@@ -50,9 +50,9 @@ def main() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin = time.perf_counter()
     with tqdm(total=len(sources), unit=" docs") as bar:
-        windows = cut(sources, tokenizer, Budget(args.context_length), bar.update)
+        windows = cut(sources, tokenizer, [Budget(args.context_length)], bar.update)
     seconds = time.perf_counter() - begin
-    kept = [window for window in windows if window is not None]
+    kept = [window for (window,) in windows if isinstance(window, Window)]
     tokens = sum(window.document_tokens for window in kept)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"{len(sources)} documents of {tokens / len(kept):,.0f} tokens")

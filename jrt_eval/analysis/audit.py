@@ -77,6 +77,10 @@ def _protocol(task: str, metadata: Mapping[str, Any]) -> tuple[str, list[str]]:
     length, answer = record.get("context_length"), record.get("answer_length")
     if length is None:
         return f"whole documents{suffix}", []
+    if (depth := record.get("answer_depth")) is not None:
+        return f"windows of {_listed(length)} - {answer} tokens with the answer at depth {_listed(depth)}{suffix}", []
+    if isinstance(length, list):
+        return f"windows of {_listed(length)} - {answer} tokens{suffix}", []
     named = WINDOWS.get((length, answer))
     warnings = (
         []
@@ -87,6 +91,10 @@ def _protocol(task: str, metadata: Mapping[str, Any]) -> tuple[str, list[str]]:
     if named and length != expected and _RECALL.match(base) and expected == 2048:
         warnings.append(f"context_length is {length}, but this task's protocol has {expected}")
     return (named or f"a window of {length} - {answer} tokens") + suffix, warnings
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(map(str, values)) if isinstance(values, list) else str(values)
 
 
 def _truncation(metadata: Mapping[str, Any], scores: Mapping[str, Any]) -> list[str]:

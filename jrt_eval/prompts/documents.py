@@ -9,16 +9,19 @@
     jrt_document_tokens   tokens of the whole document, before the window cut it
     jrt_answer_position   tokens before the answer in the whole document
     jrt_answer_depth      place of the first gold answer in the passage that the model reads, 0 (head) to 1 (end)
+    context_length        tokens of the window, including those kept for the answer; null for whole documents
+    answer_depth          the depth at which the window was to place the answer; only where the run asks for one
 
-The last three are null where they are not known: without a tokenizer, or where the answer was not found.
+The three before the last two are null where they are not known: without a tokenizer, or where the answer was not found.
+A row gives a document for each pair of a length and a depth; these are next to each other and share `jrt_row`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from jrt_eval.errors import UserError, nearest
@@ -26,7 +29,7 @@ from jrt_eval.prompts import clean, templates
 from jrt_eval.prompts.rows import SourceRows, check_fields, check_text, check_texts, place_in_tokens, strings
 from jrt_eval.prompts.tokenization import Tokenizer
 from jrt_eval.prompts.variants import check_variant
-from jrt_eval.prompts.windows import Budget, UncutDocument, Window, cut, find
+from jrt_eval.prompts.windows import Budget, Dropped, UncutDocument, Window, cut, find
 
 STYLE_FIELDS: dict[str, tuple[str, ...]] = {
     "plain": (),
@@ -37,7 +40,6 @@ STYLE_FIELDS: dict[str, tuple[str, ...]] = {
     "nq": ("question", "orig_question"),
     "triviaqa": ("question", "orig_question"),
 }
-TOO_SHORT = "the string that places the window has one character or none"
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,14 @@ def check(rows: SourceRows, spec: DocumentSpec) -> None:
         place_in_tokens(place, spec.tok_pos, row)
 
 
-def _uncut(place: str, spec: DocumentSpec, row: Mapping[str, Any]) -> UncutDocument:
+def _uncut(place: str, spec: DocumentSpec, row: Mapping[str, Any], by_answer: bool) -> UncutDocument:
+    """by_answer: the window is placed by the first gold answer that the document has, not by the anchors."""
+    if by_answer:
+        answers = [answer for answer in strings(row[spec.answers]) if answer.strip()] or [""]
+        more = strings(row.get(spec.alternatives) or [])
+        return UncutDocument(
+            row[spec.text], (answers[0],), tuple(text for text in [*answers[1:], *more] if len(text) > 1)
+        )
     return UncutDocument(
         row[spec.text],
         # Of a list, its first entry. An empty list leaves nothing to look for, which drops the document.
@@ -131,34 +140,47 @@ def _uncut(place: str, spec: DocumentSpec, row: Mapping[str, Any]) -> UncutDocum
 
 @dataclass
 class Report:
-    """What happened to the rows of a data set on their way to prompts."""
+    """What happened to the rows of a data set on their way to prompts.
 
-    documents: int
-    dropped_rows: list[int]
+    documents: rows that were looked at. dropped: those of them that lack a window, and why.
+    """
+
+    documents: int = 0
+    dropped: dict[int, Dropped] = field(default_factory=dict)
     without_answer: int = 0
 
     @property
-    def dropped(self) -> int:
-        return len(self.dropped_rows)
+    def why(self) -> str | None:
+        """The reasons in words, with their numbers where there are several."""
+        reasons = Counter(self.dropped.values())
+        if len(reasons) < 2:
+            return next((reason.value for reason in reasons), None)
+        return "; ".join(f"{reason.value} ({number})" for reason, number in reasons.most_common())
 
 
 Progress = Callable[[int], object]
-_WINDOWS: OrderedDict[tuple[Any, ...], list[Window | None]] = OrderedDict()
+Windows = tuple[Window | Dropped, ...]  # of one document, one per budget
+_WINDOWS: OrderedDict[tuple[Any, ...], list[Windows]] = OrderedDict()
 _WINDOWS_KEPT = 8  # a task's second variant reuses the windows of its first; jrt_prompt has six data sets
 
 
 def windows_of(
-    rows: SourceRows, spec: DocumentSpec, tokenizer: Tokenizer, budget: Budget, progress: Callable[[int], Progress]
-) -> list[Window | None]:
-    """A window for every row (None: dropped), remembered for the next task over the same data set.
+    rows: SourceRows,
+    spec: DocumentSpec,
+    tokenizer: Tokenizer,
+    budgets: tuple[Budget, ...],
+    progress: Callable[[int], Progress],
+) -> list[Windows]:
+    """The windows of every row, one per budget, remembered for the next task over the same data set.
 
     progress: called with the number of rows when there is work to do; returns the function that `cut` reports to.
     """
-    fields_read = (spec.text, spec.anchors, spec.alternatives, spec.tok_pos)
-    key = (rows.key, fields_read, tokenizer.name, budget)
+    by_answer = any(budget.depth is not None for budget in budgets)
+    fields_read = (spec.text, spec.answers if by_answer else spec.anchors, spec.alternatives, spec.tok_pos)
+    key = (rows.key, len(rows.rows), fields_read, tokenizer.name, budgets)
     if key not in _WINDOWS:
-        uncut = [_uncut(rows.place(index), spec, row) for index, row in enumerate(rows.rows)]
-        _WINDOWS[key] = cut(uncut, tokenizer, budget, progress(len(uncut)))
+        uncut = [_uncut(rows.place(index), spec, row, by_answer) for index, row in enumerate(rows.rows)]
+        _WINDOWS[key] = cut(uncut, tokenizer, budgets, progress(len(uncut)))
         while len(_WINDOWS) > _WINDOWS_KEPT:
             _WINDOWS.popitem(last=False)
     _WINDOWS.move_to_end(key)
@@ -166,26 +188,43 @@ def windows_of(
 
 
 def prepare(
-    rows: SourceRows, spec: DocumentSpec, windows: Sequence[Window | None] | None
+    rows: SourceRows,
+    spec: DocumentSpec,
+    budgets: Sequence[Budget],
+    windows: Sequence[Windows],
+    limit: int | None = None,
 ) -> tuple[list[dict[str, Any]], Report]:
     """The documents that prompts are made of, in the data set's order, and a report about the others.
 
-    windows: one per row, or None for whole documents, of which none is dropped.
+    windows: of each row, one per budget; a row that lacks one is dropped, so that all budgets have the same rows. Without
+    budgets each row is one whole document. limit: how many rows to use; default: all.
     """
     optional = [name for name in spec.identity if any(row.get(name) is not None for row in rows.rows)]
     names = list(dict.fromkeys([*optional, *spec.required()]))
-    documents = []
-    report = Report(len(rows.rows), [])
+    documents: list[dict[str, Any]] = []
+    report = Report()
     for index, row in enumerate(rows.rows):
-        window = windows[index] if windows is not None else None
-        if windows is not None and window is None:
-            report.dropped_rows.append(index)
+        if limit is not None and report.documents - len(report.dropped) == limit:
+            break
+        report.documents += 1
+        if lacking := [window for window in (windows[index] if budgets else ()) if isinstance(window, Dropped)]:
+            report.dropped[index] = lacking[0]
             continue
-        kept = {name: row.get(name) for name in names}
-        document = _document(rows.place(index), spec, row, kept, window)
-        report.without_answer += not document["jrt_answers"]
-        documents.append({**document, "jrt_row": index})
+        for budget, window in zip(budgets, windows[index], strict=True) if budgets else [(None, None)]:
+            kept = {name: row.get(name) for name in names}
+            assert not isinstance(window, Dropped)
+            document = _document(rows.place(index), spec, row, kept, window)
+            report.without_answer += not document["jrt_answers"]
+            documents.append({**document, "jrt_row": index, **cell_columns(budget)})
     return documents, report
+
+
+def cell_columns(budget: Budget | None) -> dict[str, Any]:
+    """The columns that tell which length and depth a document belongs to."""
+    if budget is None:
+        return {"context_length": None}
+    depth = {} if budget.depth is None else {"answer_depth": budget.depth}
+    return {"context_length": budget.context_length, **depth}
 
 
 def _document(

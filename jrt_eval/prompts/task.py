@@ -6,10 +6,10 @@ tasks do not have: `document:` (`jrt_eval.prompts.documents.DocumentSpec`). Ever
 What a run did to the documents is in lm-eval's results files, under `configs.<task>.metadata.jrt`:
 
     variant, base_task     the variant of the prompts, and the task's name without it
-    documents              rows of the data set
-    dropped                rows that the window could not place; dropped_rows: their indices; dropped_why: the reason
+    documents              rows of the data set that were looked at
+    dropped                rows without a window (or without one of several); dropped_rows: their indices; dropped_why
     without_answer         documents without a gold answer, which score 0
-    context_length, answer_length, tokenizer, source   the settings of the window
+    context_length, answer_length, answer_depth, tokenizer, source   the settings of the windows
     prompts                prompts that this process built
     truncated              prompts that lm-eval will cut; null where no tokenizer tells their length
     max_prompt_tokens, longest_prompt, tokens_lost     the limit, the longest prompt, the most that one prompt loses
@@ -38,11 +38,11 @@ from jrt_eval.prompts import clean, evaluated, tokenization
 from jrt_eval.prompts import documents as docs
 from jrt_eval.prompts.caching import prompt_key
 from jrt_eval.prompts.fewshot import OtherDocuments
-from jrt_eval.prompts.metadata import refuse_misspelt
+from jrt_eval.prompts.metadata import count_of, refuse_misspelt
 from jrt_eval.prompts.metrics import score
 from jrt_eval.prompts.rows import SourceRows, load_rows
 from jrt_eval.prompts.variants import Filler, neutral_characters, neutral_tokens
-from jrt_eval.prompts.windows import Budget, Window
+from jrt_eval.prompts.windows import Budget
 
 # Everything that the template's `!function` names is importable from here.
 __all__ = ["OtherDocuments", "ReadTwiceTask", "score"]
@@ -74,7 +74,7 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
         self._filler: Filler = neutral_characters
         self._fewshot_seed: int | None = None
         self._rows_key: tuple[Any, ...] = ()
-        self._lengths: dict[int, int] = {}  # tokens of the prompt, by row
+        self._lengths: dict[tuple[Any, ...], int] = {}  # tokens of the prompt, by document
         self._limit = 0  # tokens that a prompt may have
         super().__init__(data_dir, cache_dir, download_mode, config)
 
@@ -88,8 +88,8 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
                 f"task {config.task}: dataset_path is missing: give a hub id, or a folder's name under data_dir"
             )
         refuse_misspelt(metadata, config.task)
-        budget = self._budget()
-        tokenizer = self._tokenizer = self._resolve_tokenizer(budget is not None)
+        budgets = self._budgets()
+        tokenizer = self._tokenizer = self._resolve_tokenizer(bool(budgets))
         if tokenizer is not None:
             self._filler = neutral_tokens(lambda text: tokenizer.count([text])[0])
         rows = load_rows(
@@ -100,23 +100,30 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
             replacement=metadata.get("dataset"),
             **(dataset_kwargs or {}),
         )
-        docs.check(rows, self.spec)
         self._rows_key = rows.key
-        documents, report = docs.prepare(rows, self.spec, self._windows(rows, budget))
-        config.metadata["jrt"] = self._record(rows, report, budget)
+        documents, report = self._documents(rows, budgets)
+        config.metadata["jrt"] = self._record(rows, report, budgets)
         self._warn(rows, report)
         if not documents:
-            raise UserError(f"{rows.origin}: all {report.documents} documents dropped: {docs.TOO_SHORT}")
+            raise UserError(f"{rows.origin}: all {report.documents} documents dropped: {report.why}")
         try:
             self.dataset = {config.test_split: datasets.Dataset.from_list(documents)}
         except (pyarrow.ArrowException, TypeError) as error:
             raise UserError(f"{rows.origin}: a field to keep changes its type from row to row: {error}") from None
 
-    def _budget(self) -> Budget | None:
+    def _documents(self, rows: SourceRows, budgets: tuple[Budget, ...]) -> tuple[list[dict[str, Any]], docs.Report]:
+        """What prompts are made of. Metadata `documents` says how many rows are used; default: all."""
+        limit = count_of(self.config.metadata, "documents", self.config.task)
+        docs.check(rows, self.spec)
+        return docs.prepare(rows, self.spec, budgets, self._windows(rows, budgets), limit)
+
+    def _budgets(self) -> tuple[Budget, ...]:
         metadata = self.config.metadata
         try:
-            return Budget.of(
-                metadata.get("context_length", CONTEXT_LENGTH), metadata.get("answer_length", ANSWER_LENGTH)
+            return Budget.grid(
+                metadata.get("context_length", CONTEXT_LENGTH),
+                metadata.get("answer_length", ANSWER_LENGTH),
+                metadata.get("answer_depth"),
             )
         except UserError as error:
             raise UserError(f"task {self.config.task}: {error}") from None
@@ -135,30 +142,31 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
             )
         return tokenizer
 
-    def _windows(self, rows: SourceRows, budget: Budget | None) -> list[Window | None] | None:
-        if budget is None or self._tokenizer is None:
-            return None
+    def _windows(self, rows: SourceRows, budgets: tuple[Budget, ...]) -> list[docs.Windows]:
+        if not budgets or self._tokenizer is None:
+            return []
         with tqdm(desc=f"Windows of {self.config.task}", unit=" docs", leave=False) as bar:
 
             def start(total: int) -> docs.Progress:
                 bar.reset(total)
                 return bar.update
 
-            return docs.windows_of(rows, self.spec, self._tokenizer, budget, start)
+            return docs.windows_of(rows, self.spec, self._tokenizer, budgets, start)
 
-    def _record(self, rows: SourceRows, report: docs.Report, budget: Budget | None) -> dict[str, Any]:
+    def _record(self, rows: SourceRows, report: docs.Report, budgets: tuple[Budget, ...]) -> dict[str, Any]:
         variant, name = self.spec.variant, str(self.config.task)
         return {
             "jrt_eval_version": __version__,
             "variant": variant,
             "base_task": name.removesuffix(f"_{variant}"),
             "documents": report.documents,
-            "dropped": report.dropped,
-            "dropped_rows": report.dropped_rows[:100],
-            "dropped_why": docs.TOO_SHORT if report.dropped else None,
+            "dropped": len(report.dropped),
+            "dropped_rows": list(report.dropped)[:100],
+            "dropped_why": report.why,
             "without_answer": report.without_answer,
-            "context_length": budget.context_length if budget else None,
-            "answer_length": budget.answer_length if budget else None,
+            "context_length": _one_or_all([budget.context_length for budget in budgets]),
+            "answer_length": budgets[0].answer_length if budgets else None,
+            "answer_depth": _one_or_all([budget.depth for budget in budgets]),
             "tokenizer": self._tokenizer.name if self._tokenizer else None,
             "source": rows.origin,
             "prompts": None,
@@ -168,11 +176,11 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
 
     def _warn(self, rows: SourceRows, report: docs.Report) -> None:
         if report.dropped:
-            some = ", ".join(rows.place(row).rsplit(", ", 1)[-1] for row in report.dropped_rows[:5])
+            some = ", ".join(rows.place(row).rsplit(", ", 1)[-1] for row in list(report.dropped)[:5])
             logger.warning(
                 "%s: %d of %d documents dropped: %s (%s of %s%s)",
-                self.config.task, report.dropped, report.documents, docs.TOO_SHORT, some, rows.origin,
-                ", ..." if report.dropped > 5 else "",
+                self.config.task, len(report.dropped), report.documents, report.why, some, rows.origin,
+                ", ..." if len(report.dropped) > 5 else "",
             )  # fmt: skip
         if report.without_answer:
             logger.warning("%s: %d of %d documents have no gold answer and score 0", self.config.task,
@@ -198,7 +206,7 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
         limit = self._limit = self._max_length() - self._new_tokens()
         lengths = self._tokenizer.count([_prompt(instance.args[0]) for instance in self._instances])
         over = [length - limit for length in lengths if length > limit]
-        self._lengths = {i.doc["jrt_row"]: length for i, length in zip(self._instances, lengths, strict=True)}
+        self._lengths = {_identity(i.doc): length for i, length in zip(self._instances, lengths, strict=True)}
         record |= {
             "truncated": len(over),
             "max_prompt_tokens": limit,
@@ -222,7 +230,8 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
     def _prompt_key(self) -> str:
         """A hash of what decides the prompts: the data, the window, the config, the few-shot seed."""
         config = vars(self.config) | {"metadata": self.spec.variant}
-        window = [self.config.metadata["jrt"][key] for key in ("context_length", "answer_length", "tokenizer")]
+        keys = ("context_length", "answer_length", "answer_depth", "documents", "tokenizer")
+        window = [self.config.metadata["jrt"][key] for key in keys]
         return prompt_key(__version__, self._rows_key, vars(self.spec), window, config, self._fewshot_seed)
 
     def _new_tokens(self) -> int:
@@ -256,12 +265,22 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
         Adds `jrt_prompt_tokens` to doc, which lm-eval then writes to the sample file.
         """
         scores: dict[str, Any] = super().process_results(doc, results)
-        length = self._lengths.get(doc["jrt_row"])
+        length = self._lengths.get(_identity(doc))
         if length is not None:
             doc["jrt_prompt_tokens"] = length
             if "truncated" in self._metric_fn_list:
                 scores["truncated"] = float(length > self._limit)
         return scores
+
+
+def _one_or_all(values: list[Any]) -> Any:
+    """What the windows share, else the list of all distinct values; None without windows."""
+    distinct = list(dict.fromkeys(values))
+    return distinct[0] if len(distinct) == 1 else distinct or None
+
+
+def _identity(doc: Mapping[str, Any]) -> tuple[Any, ...]:
+    return doc["jrt_row"], doc["context_length"], doc.get("answer_depth")
 
 
 def _prompt(argument: Any) -> str:

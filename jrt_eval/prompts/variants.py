@@ -15,6 +15,7 @@ is the task's name with the variant as its suffix (`jrt_fda_twice`, `arc_easy_pa
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 
 from jrt_eval.errors import UserError, nearest
@@ -75,16 +76,13 @@ def neutral_characters(text: str) -> str:
 def neutral_tokens(count: Callable[[str], int]) -> Filler:
     """A filler that matches lengths in tokens. `count`: tokens of a text, without special tokens."""
 
+    words = NEUTRAL.split()
+
     def fill(text: str) -> str:
         wanted = count(text)
-        words = NEUTRAL.split()
-        per_word = max(1.0, count(NEUTRAL) / len(words))
-        chosen = round(wanted / per_word)
-        while chosen > 0 and count(_words(words, chosen)) > wanted:
-            chosen -= 1
-        while count(_words(words, chosen + 1)) <= wanted:
-            chosen += 1
-        return _words(words, chosen)
+        # A word has at least one token, so that no more than `wanted` words fit.
+        fit = bisect_right(range(wanted + 1), wanted, key=lambda number: count(_words(words, number)))
+        return _words(words, fit - 1)
 
     return fill
 

@@ -29,7 +29,7 @@ def test_every_promised_name_is_there(manager: Any) -> None:
     assert {f"jrt_{name}" for name in names} | {"jrt_sample", "jrt_sample_twice"} <= set(manager.all_subtasks)
     assert {f"based_{name}" for name in names} == set(manager.all_tags)  # the original's names
     assert set(manager.all_groups) == {
-        "jrt_once", "jrt_twice", "jrt_prompt", "jrt_2k", "jrt_unwindowed", "jrt_closed_book",
+        "jrt_once", "jrt_twice", "jrt_prompt", "jrt_2k", "jrt_unwindowed", "jrt_closed_book", "jrt_depth",
     }  # fmt: skip
 
 
