@@ -48,10 +48,14 @@ class QuickStep {
     if (q.strides[2] != 1 || k.strides[2] != 1 || v.strides[2] != 1) return false;
     if (!sized(k, p.dim) || !sized(v, p.head_dim) || !sized(y, p.head_dim) || !typed(q) || !typed(k) || !typed(y)) return false;
     if (!sized(kv, p.features) || kv.shape[3] != p.head_dim || !sized(k_sum, p.features)) return false;
+    // A lazily negated view has memory of the opposite sign. PyTorch's public functions make them as imaginary parts, whose strides
+    // are not 1; a state may also have come from elsewhere.
+    if (!positive(tensors[3]) || !positive(tensors[4])) return false;
     if (!single(kv) || !single(k_sum) || !contiguous(kv) || !contiguous(k_sum) || !contiguous(y)) return false;
     p.decay = nullptr;
     if (tensors[5] != Py_None) {
       if (!look(tensors[5], 1, decay) || decay.shape[0] != p.heads || !single(decay) || !contiguous(decay)) return false;
+      if (!positive(tensors[5])) return false;
       p.decay = static_cast<const float*>(decay.data);
     }
     p.q = view(q), p.k = view(k), p.v = view(v);
@@ -61,6 +65,32 @@ class QuickStep {
   }
 
  private:
+  // Whether a tensor is no lazily negated view. Asking PyTorch costs 60 nanoseconds, so the answers of recent tensors are kept.
+  bool positive(PyObject* tensor) const {
+    PyObject*& known = known_[(reinterpret_cast<std::uintptr_t>(tensor) >> 4) % kKnown];
+    if (known && referent(known) == tensor) return true;
+    PyObject* negative = PyObject_CallOneArg(is_neg_, tensor);
+    if (!negative) PyErr_Clear();
+    Py_XDECREF(negative);
+    if (negative != Py_False) return false;
+    Py_XDECREF(known);
+    known = PyWeakref_NewRef(tensor, nullptr);
+    if (!known) PyErr_Clear();
+    return true;
+  }
+
+  // What a weak reference refers to, borrowed from the caller, who holds it; or null.
+  static PyObject* referent(PyObject* weak) {
+#if PY_VERSION_HEX >= 0x030d0000
+    PyObject* found = nullptr;
+    if (PyWeakref_GetRef(weak, &found) < 0) PyErr_Clear();
+    Py_XDECREF(found);
+    return found;
+#else
+    return PyWeakref_GetObject(weak);
+#endif
+  }
+
   // Accepts a torch.Tensor (of no subclass) in CPU memory with `dims` dimensions and at least one element.
   bool look(PyObject* object, int dims, DLTensor& x) const {
     if (reinterpret_cast<PyObject*>(Py_TYPE(object)) != type_) return false;
@@ -68,10 +98,7 @@ class QuickStep {
       PyErr_Clear();
       return false;
     }
-    PyObject* negative = PyObject_CallOneArg(is_neg_, object);  // a lazily negated view: PyTorch must write it out first
-    if (!negative) PyErr_Clear();
-    Py_XDECREF(negative);
-    return negative == Py_False && x.ndim == dims && x.device_type == kDLCPU && x.data && x.byte_offset == 0 && x.lanes == 1;
+    return x.ndim == dims && x.device_type == kDLCPU && x.data && x.byte_offset == 0 && x.lanes == 1;
   }
 
   static bool single(const DLTensor& x) { return x.code == kDLFloat && x.bits == 32; }
@@ -88,7 +115,9 @@ class QuickStep {
   static View view(const DLTensor& x) { return {x.data, x.strides[0], 0, x.strides[1], x.strides[2]}; }
 
   PyObject* type_ = nullptr;  // borrowed: torch.Tensor outlives this module's use
-  PyObject* is_neg_ = nullptr;  // torch.Tensor.is_neg
+  static constexpr std::size_t kKnown = 256;
+  PyObject* is_neg_ = nullptr;            // torch.Tensor.is_neg
+  mutable PyObject* known_[kKnown] = {};  // weak references to tensors that are not negated
   const ExchangeApi* api_ = nullptr;
 };
 

@@ -207,7 +207,7 @@ _c.prepare_quick_step(Tensor, getattr(Tensor, "__dlpack_c_exchange_api__", None)
 
 
 def quick_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Tensor | None) -> Tensor | None:
-    """The step for usual arguments; None for arguments that need the full checks (all do before PyTorch 2.10)."""
+    """The step, or None for unusual arguments, which need the detailed checks (all do before PyTorch 2.10)."""
     y = _empty_like(v) if v.is_contiguous() else _empty_like(v, memory_format=_contiguous)
     if kv.requires_grad or k_sum.requires_grad or _forward_ad._current_level >= 0:
         return None
