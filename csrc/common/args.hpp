@@ -3,15 +3,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/view.hpp"
+
 namespace jrt {
-
-enum Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
-
-// A (batch, length, heads, dim) tensor of any strides.
-struct View {
-  const void* data;
-  int64_t batch, length, head, dim;  // strides
-};
 
 // Causal linear attention over a chunk-wise state; see linear_attention.hpp.
 struct LinearArgs {
@@ -132,9 +126,6 @@ struct Table {
   void (*gated_linear_attention)(const GatedArgs&);
   void (*gated_delta_rule)(const GatedArgs&);
 };
-
-// The table in use; see select_isa.
-extern const Table* current;
 
 // One per translation unit of kernels.cpp; null where this build or this architecture has no such code.
 const Table* table_avx512();

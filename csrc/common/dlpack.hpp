@@ -28,4 +28,11 @@ struct ExchangeApi {
   void* stream;
 };
 
+// The table in a capsule; null for None and for a table that this code does not know.
+inline const ExchangeApi* exchange_table(PyObject* capsule) {
+  if (!PyCapsule_IsValid(capsule, "dlpack_exchange_api")) return nullptr;
+  auto* api = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+  return api->major == 1 && api->look ? api : nullptr;
+}
+
 }  // namespace jrt

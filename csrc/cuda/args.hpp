@@ -1,17 +1,14 @@
 // What the bindings hand to the CUDA kernels: device pointers, strides in elements, sizes, a stream. Everything is checked in
 // Python before. Each function enqueues its kernels on the stream and returns cudaSuccess or what cudaGetLastError said.
 #pragma once
-#include <cstdint>
+#include "common/view.hpp"
 
 namespace jrt_cuda {
 
-enum Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
-
-// A (batch, length, heads, dim) tensor of any strides.
-struct View {
-  const void* data;
-  int64_t batch, length, head, dim;  // strides
-};
+using jrt::kBFloat16;
+using jrt::kFloat16;
+using jrt::kFloat32;
+using jrt::View;
 
 // Which kernel computes causal linear attention: generic.cuh (anything), prefill.cuh (16-bit inputs, feature dims to 16), hopper.cuh.
 enum Kernel : int { kGeneric = 0, kTensorCores = 1, kHopper = 2 };
@@ -58,12 +55,30 @@ struct ConvArgs {
   int dtype;
 };
 
+// h_t = exp(dt_t a) h_{t-1} + dt_t x_t b_t, y_t = (h_t . c_t + d x_t) silu(z_t); one group. Channels are even, and adjacent; every
+// address and every stride of a token is a multiple of two elements.
+struct SelectiveScanArgs {
+  View x, dt, z;                 // (batch, length, channels), head stride unused; z.data null: no gate
+  View b, c;                     // (batch, length, 1, states), adjacent states
+  const float *a, *d, *dt_bias;  // (channels, states), (channels) or null, (channels) or null
+  const float* state_in;         // (batch, channels, states), or null: zeros
+  float* state_out;
+  void* y;                       // (batch, length, channels), contiguous
+  const int64_t* lengths;        // (batch), or null
+  float *ends, *sums;            // (batch, segments, channels, states), (batch, segments, channels); null for one segment
+  int64_t batches, length, channels, states;
+  int64_t segments, segment_length;
+  bool softplus;
+  int dtype;
+};
+
 using Stream = void*;  // a cudaStream_t
 
 // cudaErrorNotSupported for a kernel that this build does not have.
 int linear(const LinearArgs&, Kernel, Stream);
 int step(const StepArgs&, Stream);
 int conv(const ConvArgs&, Stream);
+int selective_scan(const SelectiveScanArgs&, Stream);
 
 // Whether kHopper is in this build.
 bool has_hopper();

@@ -1,66 +1,27 @@
-// gated_linear_attention and gated_delta_rule in Python. A tensor is a tuple (address, strides in elements...), () where there is none.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <vector>
-
-#include "common/cpu.hpp"
+// gated_linear_attention, for Python; a decode step is a call without a length.
+#include "bindings.hpp"
+#include "gated_linear_attention/binding.hpp"
 
 namespace py = pybind11;
+using jrt::Tensor;
+using py::arg;
 
-namespace jrt {
 namespace {
 
-using Tensor = std::vector<std::int64_t>;
-
-// A view of (batch, length, heads, dim), or of (batch, length, heads) with dim 0.
-View view(const Tensor& t) {
-  View v{nullptr, 0, 0, 0, 0};
-  if (t.empty()) return v;
-  v.data = reinterpret_cast<const void*>(t[0]);
-  v.batch = t[1], v.length = t[2], v.head = t[3], v.dim = t.size() > 4 ? t[4] : 0;
-  return v;
-}
-
-template <class T>
-T* pointer(const Tensor& t) {
-  return t.empty() ? nullptr : reinterpret_cast<T*>(t[0]);
-}
-
-void run(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& g, const Tensor& beta, const Tensor& y, const Tensor& state_in,
-         const Tensor& state_out, const Tensor& lengths, const std::vector<std::int64_t>& sizes, float scale, int dtype, int threads) {
-  const GatedArgs p{view(q),
-                    view(k),
-                    view(v),
-                    view(g),
-                    view(beta),
-                    pointer<void>(y),
-                    pointer<float>(state_in),
-                    pointer<float>(state_out),
-                    pointer<std::int64_t>(lengths),
-                    sizes.at(0),
-                    sizes.at(1),
-                    sizes.at(2),
-                    sizes.at(3),
-                    sizes.at(4),
-                    sizes.at(5),
-                    scale,
-                    g.empty() ? kGateNone : g.size() > 4 ? kGatePerChannel : kGatePerHead,
-                    dtype,
-                    threads};
+void gated_linear_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& g, const Tensor& state, float scale,
+                            const Tensor& lengths, const Tensor& y, const Tensor& state_out, int threads) {
+  const jrt::GatedArgs p = jrt::gated_args(q, k, v, g, state, scale, lengths, y, state_out, threads);
   const py::gil_scoped_release unlocked;
-  if (beta.empty()) current->gated_linear_attention(p);
-  else current->gated_delta_rule(p);
+  jrt::kernels().gated_linear_attention(p);
 }
 
 }  // namespace
 
-void register_gated_linear_attention(py::module_& m) {
-  m.def("gated_linear_attention", &run, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("g"), py::arg("beta"), py::arg("y"),
-        py::arg("state_in"), py::arg("state_out"), py::arg("lengths"), py::arg("sizes"), py::arg("scale"), py::arg("dtype"),
-        py::arg("threads"),
-        "Linear attention over a gated state, or with beta the gated delta rule. A tensor is (address, strides...), () if absent; g "
-        "with four strides is a gate per key channel. sizes: batch, length, heads, key heads, key dim, head dim.");
+void jrt::register_gated_linear_attention(py::module_& m) {
+  m.def("gated_linear_attention", &gated_linear_attention, arg("q"), arg("k"), arg("v"), arg("g"), arg("state"), arg("scale"),
+        arg("lengths"), arg("y"), arg("state_out"), arg("threads"),
+        "S_t = exp(g_t) S_{t-1} + k_t v_t^T, y_t = scale q_t.S_t, from the state S_0 (None: zeros).\n\n"
+        "q, k (batch, length, key heads, dim) and v (batch, length, heads, head_dim), or without length for one token; g, a log decay,\n"
+        "(batch, length, heads, dim) or (batch, length, heads), float32, or None; all of any strides. lengths (batch) int64, or None.\n"
+        "Writes y (like v, contiguous) and state_out (batch, heads, dim, head_dim), float32, which may be state.");
 }
-
-}  // namespace jrt

@@ -14,21 +14,9 @@
 
 #include <cstdint>
 
-namespace jrt_cuda {
+#include "cuda/args.hpp"
 
-struct SelectiveScanArgs {
-  const void *x, *dt, *z, *b, *c;  // (batch, length, channels) and (batch, length, states), adjacent channels and states; z null: no gate
-  const float *a, *d, *dt_bias;    // (channels, states), (channels) or null, (channels) or null
-  const float* state_in;           // (batch, channels, states), or null: zeros
-  float* state_out;
-  void* y;                         // (batch, length, channels), contiguous
-  const int64_t* lengths;          // (batch), or null
-  float *ends, *sums;              // (batch, segments, channels, states), (batch, segments, channels); null for one segment
-  int64_t batches, length, channels, states, segments, segment_length;
-  int64_t x_row, x_token, dt_row, dt_token, z_row, z_token, b_row, b_token, c_row, c_token;  // strides in elements
-  bool softplus;
-  int dtype;
-};
+namespace jrt_cuda {
 
 namespace scan {
 
@@ -128,17 +116,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks) prefill(const SelectiveScan
     }
   }
 
-  const T* x = static_cast<const T*>(p.x) + row * p.x_row + at;
-  const T* dt = static_cast<const T*>(p.dt) + row * p.dt_row + at;
-  const T* z = Gate ? static_cast<const T*>(p.z) + row * p.z_row + at : nullptr;
+  const T* x = static_cast<const T*>(p.x.data) + row * p.x.batch + at;
+  const T* dt = static_cast<const T*>(p.dt.data) + row * p.dt.batch + at;
+  const T* z = Gate ? static_cast<const T*>(p.z.data) + row * p.z.batch + at : nullptr;
   T* y = static_cast<T*>(p.y) + row * p.length * p.channels + at;
   Raw next_x[kAhead], next_dt[kAhead], next_z[kAhead];
   auto ask = [&](int64_t t, int i) {
     const int64_t s = t < stop ? t : (stop > first ? stop - 1 : first);
     if (s >= p.length) return;
-    next_x[i] = *reinterpret_cast<const Raw*>(x + s * p.x_token);
-    next_dt[i] = *reinterpret_cast<const Raw*>(dt + s * p.dt_token);
-    if (Gate && !Ends) next_z[i] = *reinterpret_cast<const Raw*>(z + s * p.z_token);
+    next_x[i] = *reinterpret_cast<const Raw*>(x + s * p.x.length);
+    next_dt[i] = *reinterpret_cast<const Raw*>(dt + s * p.dt.length);
+    if (Gate && !Ends) next_z[i] = *reinterpret_cast<const Raw*>(z + s * p.z.length);
   };
   if (first < stop) {
 #pragma unroll
@@ -152,8 +140,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) prefill(const SelectiveScan
       const int64_t t = tile + i / kStates;
       const int n = i % kStates;
       const bool real = t < stop && n < states;
-      to_b[i] = real ? one<T>(p.b, row * p.b_row + t * p.b_token + n) : 0.0f;
-      if (!Ends) to_c[i] = real ? one<T>(p.c, row * p.c_row + t * p.c_token + n) : 0.0f;
+      to_b[i] = real ? one<T>(p.b.data, row * p.b.batch + t * p.b.length + n) : 0.0f;
+      if (!Ends) to_c[i] = real ? one<T>(p.c.data, row * p.c.batch + t * p.c.length + n) : 0.0f;
     }
     __syncthreads();
     const int tokens = int(stop - tile < kTokens ? stop - tile : kTokens);
@@ -226,18 +214,11 @@ cudaError_t launch(const SelectiveScanArgs& p, cudaStream_t stream) {
   const dim3 grid(blocks, unsigned(p.batches), unsigned(p.segments));
   const dim3 but_last(blocks, unsigned(p.batches), unsigned(p.segments - 1));
   if (p.segments > 1) prefill<T, false, true><<<but_last, kThreads, 0, stream>>>(p);
-  if (p.z) prefill<T, true, false><<<grid, kThreads, 0, stream>>>(p);
+  if (p.z.data) prefill<T, true, false><<<grid, kThreads, 0, stream>>>(p);
   else prefill<T, false, false><<<grid, kThreads, 0, stream>>>(p);
   return cudaGetLastError();
 }
 
 }  // namespace scan
-
-// Channels must be even, and every pointer and token stride a multiple of two elements.
-inline cudaError_t selective_scan(const SelectiveScanArgs& p, cudaStream_t stream) {
-  if (p.dtype == 0) return scan::launch<float>(p, stream);
-  if (p.dtype == 1) return scan::launch<__nv_bfloat16>(p, stream);
-  return scan::launch<__half>(p, stream);
-}
 
 }  // namespace jrt_cuda

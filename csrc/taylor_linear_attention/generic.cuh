@@ -1,7 +1,7 @@
 // Causal linear attention in float arithmetic: any dtype, Taylor features of feature dims to 32 or features as given, decay.
 //
 // A block holds 16 columns of one (row, head)'s state in shared memory and walks over the sequence in chunks of 32 tokens. It is the
-// exact form; prefill.cuh is the fast one.
+// exact form; tensor_cores.cuh and hopper.cuh are the fast ones.
 #pragma once
 #include "cuda/args.hpp"
 #include "cuda/device.cuh"
@@ -78,15 +78,16 @@ __global__ void generic_kernel(const LinearArgs a) {
   for (int64_t begin = 0; begin < a.length; begin += kTokens) {
     const int count = int(a.length - begin < kTokens ? a.length - begin : kTokens);
     __syncthreads();
+    // A masked token's key and value are zeros, whatever is there: NaN times 0 is NaN.
+    auto counts = [&](int row) { return row < count && (!a.mask || a.mask[b * a.length + begin + row] != 0.f); };
     for (int i = thread; i < kTokens * d; i += kGenericThreads) {
       const int row = i / d, dim = i % d;
-      const bool there = row < count;
-      if (q_at) query[row * (d + 1) + dim] = there ? scale * to_float(q_at[(begin + row) * a.q.length + dim * a.q.dim]) : 0.f;
-      key[row * (d + 1) + dim] = there ? scale * to_float(k_at[(begin + row) * a.k.length + dim * a.k.dim]) : 0.f;
+      if (q_at) query[row * (d + 1) + dim] = row < count ? scale * to_float(q_at[(begin + row) * a.q.length + dim * a.q.dim]) : 0.f;
+      key[row * (d + 1) + dim] = counts(row) ? scale * to_float(k_at[(begin + row) * a.k.length + dim * a.k.dim]) : 0.f;
     }
     for (int i = thread; i < kTokens * kSlice; i += kGenericThreads) {
       const int row = i / kSlice, col = first_column + i % kSlice;
-      values[i] = row < count && col < f ? to_float(v_at[(begin + row) * a.v.length + col * a.v.dim]) : 0.f;
+      values[i] = col < f && counts(row) ? to_float(v_at[(begin + row) * a.v.length + col * a.v.dim]) : 0.f;
     }
     if (thread < kTokens) present[thread] = thread < count ? (a.mask ? a.mask[b * a.length + begin + thread] : 1.f) : 0.f;
     __syncthreads();

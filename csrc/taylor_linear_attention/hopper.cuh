@@ -105,13 +105,36 @@ struct Key {
       : low(*reinterpret_cast<const uint4*>(k + swizzled32(row, 0))), high(*reinterpret_cast<const uint4*>(k + swizzled32(row, 1))) {}
 };
 
+// A masked token must count for nothing, whatever its key and value are, and NaN times 0 is NaN. So its numbers are replaced by zeros.
+// In the bf16 pairs of two tokens: all bits of those that count.
+JRT_DEVICE uint32_t present_bits(float low, float high) { return (low != 0.f ? 0xffffu : 0u) | (high != 0.f ? 0xffff0000u : 0u); }
+
+// Of a lane's fragments: tokens 0 and 1 of w in x[0] and x[1], tokens 8 and 9 in x[2] and x[3].
+JRT_DEVICE void keep_present(uint32_t (&x)[4], const float* w) {
+  const uint32_t early = present_bits(w[0], w[1]), late = present_bits(w[8], w[9]);
+  x[0] &= early, x[1] &= early, x[2] &= late, x[3] &= late;
+}
+
+// In shared memory: the value of token thread % 64, of which each thread has half a row.
+JRT_DEVICE void clear_masked(unsigned char* v, const float* weights, int thread) {
+  const int row = thread & 63;
+  if (weights[row] != 0.f) return;
+  uint4* const half = reinterpret_cast<uint4*>(v + row * 128 + (thread >> 6) * 64);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) half[i] = make_uint4(0u, 0u, 0u, 0u);
+}
+
 // phi(k) of token thread % 64, whose key that is: the first five blocks of 16 by threads 0..63, the others by 64..127.
 template <bool masked>
 JRT_DEVICE void expand_keys(Features& out, const Key& key, const float* weights, int left, int thread) {
   const int row = thread & 63;
   uint32_t turned[8], own[8];
-  const uint32_t x[8] = {key.low.x, key.low.y, key.low.z, key.low.w, key.high.x, key.high.y, key.high.z, key.high.w};
+  uint32_t x[8] = {key.low.x, key.low.y, key.low.z, key.low.w, key.high.x, key.high.y, key.high.z, key.high.w};
   const float weight = masked ? weights[row] : row < left ? 1.f : 0.f;
+  if (masked) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] = weight != 0.f ? x[i] : 0u;
+  }
   const uint32_t present = pack(weight, weight);
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
@@ -165,6 +188,7 @@ JRT_DEVICE void update_sums(Sums& sums, const unsigned char* k, const float* wei
     load_transposed(x, k + swizzled32(16 * step + (matrix >> 1) * 8 + (lane & 7), (matrix ^ warp) & 1));
     const float* w = weights + 16 * step + 2 * t;
     const uint32_t early = masked ? pack(w[0], w[1]) : pack(1.f, 1.f), late = masked ? pack(w[8], w[9]) : pack(1.f, 1.f);
+    if (masked) keep_present(x, w);
     if (warp < 2) {
       const uint32_t own[4] = {masked ? mul2(x[0], early) : x[0], masked ? mul2(x[1], early) : x[1],
                                masked ? mul2(x[2], late) : x[2], masked ? mul2(x[3], late) : x[3]};
@@ -198,6 +222,7 @@ JRT_DEVICE void update_loose(LooseSums& sums, const unsigned char* k, const floa
   load_transposed(x, k + swizzled32(16 * warp + (matrix >> 1) * 8 + (lane & 7), matrix & 1));
   const float* w = weights + 16 * warp + 2 * t;
   const uint32_t early = masked ? pack(w[0], w[1]) : 0u, late = masked ? pack(w[8], w[9]) : 0u;
+  if (masked) keep_present(x, w);
   const uint32_t own[4] = {masked ? mul2(x[0], early) : x[0], masked ? mul2(x[1], early) : x[1],
                            masked ? mul2(x[2], late) : x[2], masked ? mul2(x[3], late) : x[3]};
   const uint32_t ones = pack(1.f, 1.f);
@@ -307,6 +332,7 @@ JRT_DEVICE void sum_up(float (&s)[80], Sums& sums, Shared& sh, Run run, int thre
     const Key key(sh.k[at.stage], thread & 63);
     update_loose<masked>(loose, sh.k[at.stage], sh.weight[at.stage], left, warp, lane);
     expand_keys<masked>(sh.phi[chunk & 1], key, sh.weight[at.stage], left, thread);
+    if (masked) clear_masked(sh.v[at.stage], sh.weight[at.stage], thread);
     publish_shared();
     if (masked) wait_copies<Shared::stages - 3>();
   };
@@ -351,7 +377,10 @@ JRT_DEVICE void weigh(uint32_t (&weights)[4][4], float (&whole)[2], const float 
       for (int e = 0; e < 4; ++e) {
         const float score = scores[8 * other + 4 * n + e];
         y[e] = fmaf(score, fmaf(score, 0.03125f, 0.25f), 1.f);
-        if (masked) y[e] *= present[16 * other + 8 * n + 2 * t + (e & 1)];
+        if (masked) {
+          const float weight = present[16 * other + 8 * n + 2 * t + (e & 1)];
+          y[e] = weight != 0.f ? y[e] * weight : 0.f;
+        }
         if (other == tile && 8 * n + 2 * t + (e & 1) > g + 8 * (e >> 1)) y[e] = 0.f;
         whole[e >> 1] += y[e];
       }
@@ -495,6 +524,7 @@ hopper_kernel(const __grid_constant__ HopperParams params) {
       update_sums<masked>(sums, k, sh.weight[stage], left, warp, lane);
 
       expand_keys<masked>(sh.phi, key, sh.weight[stage], left, thread);
+      if (masked) clear_masked(sh.v[stage], sh.weight[stage], thread);
       {
         const int matrix = lane >> 3, column = 16 * warp + (matrix & 1) * 8 + (lane & 7);
 #pragma unroll

@@ -1,9 +1,10 @@
-// What a decode step updates in place must not meet, in memory, what it reads: the bytes that its tensors span, first to last.
+// Whether a decode step reads memory that it updates in place: compares the bytes, first to last, that its tensors span.
 #pragma once
+#include <cstdint>
 #include <initializer_list>
 #include <utility>
 
-#include "common/args.hpp"
+#include "common/view.hpp"
 
 namespace jrt {
 
@@ -27,12 +28,13 @@ inline Span strided(const char* name, const void* data, std::initializer_list<st
   return contiguous(name, data, reach, bytes);
 }
 
-// Names of what meets and of what is updated; null where nothing meets.
+// The names of a tensor that is read and of one that is updated in the same memory; null if there are none.
 struct Overlap {
   const char *read, *written;
 };
 
-inline Overlap overlap(const StepArgs& p) {
+template <class StepArgs>  // of the kernels for CPUs or for GPUs
+Overlap overlap(const StepArgs& p) {
   const int64_t bytes = p.dtype == kFloat32 ? 4 : 2, rows = p.batches * p.heads;
   auto input = [&](const char* name, const View& x, int64_t dim) {
     return strided(name, x.data, {{p.batches, x.batch}, {p.heads, x.head}, {dim, x.dim}}, bytes);

@@ -21,9 +21,7 @@ class QuickStep {
       PyErr_Clear();
       return;
     }
-    if (!PyCapsule_IsValid(capsule, "dlpack_exchange_api")) return;
-    auto* api = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
-    if (api->major == 1 && api->look) api_ = api;
+    api_ = exchange_table(capsule);
   }
 
   bool ready() const { return api_ != nullptr; }

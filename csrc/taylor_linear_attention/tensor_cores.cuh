@@ -93,6 +93,14 @@ JRT_DEVICE int canonical(int tile, int row, int d, float& weight) {
   return pair_index(i, j, d);
 }
 
+// A row in shared memory, aligned to 16 bytes.
+template <typename T, int columns>
+JRT_DEVICE void clear(T (&row)[columns]) {
+  static_assert(sizeof(row) % 16 == 0);
+#pragma unroll
+  for (int i = 0; i < int(sizeof(row) / 16); ++i) reinterpret_cast<uint4*>(row)[i] = make_uint4(0u, 0u, 0u, 0u);
+}
+
 template <typename T, int F, bool outputs>
 __global__ void
 #ifndef JRT_EMULATE
@@ -237,7 +245,15 @@ prefill_kernel(const PrefillParams p) {
     __syncthreads();
     if (chunk + kStages - 1 < chunks) load(chunk + kStages - 1);
     commit_copies();
-    const Stage& now = sh.stage[chunk % kStages];
+    Stage& now = sh.stage[chunk % kStages];
+    if (mask_at) {  // a masked token's key and value become zeros, whatever is there: NaN times 0 is NaN
+      for (int row = thread; row < kChunk; row += kThreads) {
+        if (now.weight[row] != 0.f) continue;
+        clear(now.k[row]);
+        clear(now.v[row]);
+      }
+      __syncthreads();
+    }
 
     if (outputs) {
       const uint16_t(&state)[kFeatureRows][Shared::kPitch] = sh.state[chunk & 1];

@@ -1,4 +1,4 @@
-"""From tensors to what the compiled modules take: numbers for dtypes, addresses, and states in the form that the kernels read."""
+"""Tensors in the form that the compiled modules read."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from torch import Tensor
 from torch._C._functorch import maybe_current_level
 from torch.autograd import forward_ad
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
 
 def plain(x: Tensor | None) -> Tensor | None:
     """Contiguous, in its own dtype."""
@@ -20,15 +18,6 @@ def plain(x: Tensor | None) -> Tensor | None:
 def single(x: Tensor | None) -> Tensor | None:
     """float32 and contiguous."""
     return None if x is None else x.to(torch.float32).contiguous().resolve_neg()
-
-
-def view(x: Tensor | None) -> tuple[int, ...]:
-    """Address and strides in elements, as a binding takes a tensor; () for none."""
-    return () if x is None else (x.data_ptr(), *x.stride())
-
-
-def address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
 
 
 def step_on_views(step: Callable[..., Tensor], written: slice, *args: Tensor | None) -> Tensor:

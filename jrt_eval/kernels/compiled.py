@@ -12,8 +12,11 @@ import torch
 from jrt_eval.errors import UserError
 
 # What csrc/bindings.cpp and csrc/cuda/bindings.cpp must say they are; each goes up whenever a signature of its module changes.
-CUDA_ABI = 4
-ABI = 6
+CUDA_ABI = 5
+ABI = 7
+
+# How the modules read tensors without asking Python for each attribute; PyTorch has it from 2.10 on.
+EXCHANGE_TABLE: object = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 
 INSTALL = "reinstall jrt-eval where a C++17 compiler is (pip install --force-reinstall --no-deps jrt-eval), or use backend='torch'"
 
@@ -39,6 +42,7 @@ def _load() -> tuple[ModuleType | None, str, str | None]:
     found = getattr(module, "ABI", None)
     if found != ABI:
         return None, "", f"the compiled module is of another version (interface {found}, expected {ABI}); {INSTALL}"
+    module.use_exchange_table(EXCHANGE_TABLE)
     wanted = os.environ.get("JRT_EVAL_ISA", "")
     isa = module.select_isa(wanted)
     if not isa:
@@ -62,6 +66,7 @@ def _load_cuda() -> tuple[ModuleType | None, str | None]:
     found = getattr(module, "ABI", None)
     if found != CUDA_ABI:
         return None, f"the CUDA kernels are of another version (interface {found}, expected {CUDA_ABI}); {again}"
+    module.use_exchange_table(EXCHANGE_TABLE)
     return module, None
 
 

@@ -49,6 +49,13 @@ def ssd(
     return kernels.ssd_step(x, dt, a, b, c, state, d, z, backend=backend)
 
 
+def imaginary(x: Tensor) -> Tensor:
+    """The same by PyTorch's public functions."""
+    y = torch.complex(x, -x).conj().imag
+    assert y.is_neg()
+    return y
+
+
 STEPS: dict[str, tuple[Callable[..., Tensor], list[Tensor]]] = {
     "taylor_linear_attention_step": (
         taylor,
@@ -96,7 +103,9 @@ def test_negated_views(where: tuple[str, str], name: str, which: int) -> None:
     backend, device = where
     run, arguments = STEPS[name]
     plain, views = ([x.clone().to(device) for x in arguments] for _ in range(2))
-    views[which] = negated(views[which])
+    # The quick way of a step trusts that inputs with a stride of 1 are no such views, as PyTorch's public functions make none.
+    quick = name == "taylor_linear_attention_step" and which < 3
+    views[which] = (imaginary if quick else negated)(views[which])
     for _ in range(2):  # the second step comes from the updated state, and takes the quick way where there is one
         torch.testing.assert_close(run(backend, *views), run("torch", *plain), rtol=1e-4, atol=1e-5)
     for got, want in zip(views, plain, strict=True):

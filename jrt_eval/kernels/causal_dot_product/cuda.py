@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from jrt_eval.kernels.arguments import learns
+from jrt_eval.kernels import compiled
+from jrt_eval.kernels.arguments import learns, single
 from jrt_eval.kernels.causal_dot_product import reference, schema
 from jrt_eval.kernels.causal_dot_product.backward import causal_dot_product_backward
-from jrt_eval.kernels.taylor_linear_attention.cuda import _linear, fits
+from jrt_eval.kernels.device import stream
+from jrt_eval.kernels.taylor_linear_attention.cuda import fits
 
+_c: Any = compiled.cuda_module()
 _compiling = torch.compiler.is_compiling
 
 
 def _prefill(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    y, kv, _, _ = _linear(q, k, v, state, None, None, None, False, False)
-    return y, kv
+    batch, _, heads, dim = k.shape
+    q, k, v = (x.resolve_neg() for x in (q, k, v))
+    y = v.new_empty(v.shape)
+    final = v.new_empty((batch, heads, dim, v.shape[3]), dtype=torch.float32)
+    if v.numel() == 0:
+        return y, final.zero_() if state is None else final.copy_(state)
+    with torch.cuda.device(v.device):
+        _c.causal_dot_product(q=q, k=k, v=v, state=single(state), y=y, state_out=final, stream=stream(v))
+    return y, final
 
 
 def _backward(

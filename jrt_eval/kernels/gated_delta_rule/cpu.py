@@ -8,7 +8,7 @@ from torch import Tensor
 from jrt_eval.kernels.arguments import learns, single
 from jrt_eval.kernels.gated_delta_rule import parallel
 from jrt_eval.kernels.gated_linear_attention import schema
-from jrt_eval.kernels.gated_linear_attention.cpu import new_state, prefill, step
+from jrt_eval.kernels.gated_linear_attention.cpu import compute, new_state, step
 
 _compiling = torch.compiler.is_compiling
 
@@ -24,7 +24,7 @@ def _prefill(
     lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     final = new_state(q, v)
-    return prefill(q, k, v, g, beta, single(state), final, scale, lengths), final
+    return compute(q, k, v, g, beta, single(state), final, scale, lengths), final
 
 
 schema.gated_delta_rule.implement("CPU", _prefill)

@@ -9,14 +9,15 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import DTYPES, learns, single, view
+from jrt_eval.kernels.arguments import learns, single
 from jrt_eval.kernels.gated_linear_attention import parallel, schema
 
 _c: Any = compiled.module()
+_threads = torch.get_num_threads
 _compiling = torch.compiler.is_compiling
 
 
-def prefill(
+def compute(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -27,18 +28,19 @@ def prefill(
     scale: float,
     lengths: Tensor | None,
 ) -> Tensor:
-    """y (batch, length, heads, head dim); `final` receives the state, and may be `state` (float32, contiguous)."""
-    batch, length, heads, head_dim = v.shape
+    """y like v; `final` receives the state, and may be `state` (float32, contiguous). With beta, the gated delta rule."""
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
     g = None if g is None else g.to(torch.float32)
-    beta = None if beta is None else beta.to(torch.float32)
     lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
-    sizes = (batch, length, heads, q.shape[2], q.shape[3], head_dim)
-    _c.gated_linear_attention(
-        q=view(q), k=view(k), v=view(v), g=view(g), beta=view(beta), y=view(y), state_in=view(state),
-        state_out=view(final), lengths=view(lengths), sizes=sizes, scale=scale, dtype=DTYPES[v.dtype],
-        threads=torch.get_num_threads(),
-    )  # fmt: skip
+    if beta is None:
+        _c.gated_linear_attention(
+            q=q, k=k, v=v, g=g, state=state, scale=scale, lengths=lengths, y=y, state_out=final, threads=_threads()
+        )
+    else:
+        _c.gated_delta_rule(
+            q=q, k=k, v=v, g=g, beta=beta.to(torch.float32), state=state, scale=scale, lengths=lengths,
+            y=y, state_out=final, threads=_threads(),
+        )  # fmt: skip
     return y
 
 
@@ -49,24 +51,24 @@ def new_state(q: Tensor, v: Tensor) -> Tensor:
 
 def step(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, state: Tensor, scale: float) -> Tensor:
     """One token: y (batch, heads, head dim); the state is updated in place."""
-    q, k, v = (x.resolve_neg()[:, None] for x in (q, k, v))
-    g, beta = (None if x is None else x.resolve_neg()[:, None] for x in (g, beta))
+    q, k, v = (x.resolve_neg() for x in (q, k, v))
+    g, beta = (None if x is None else x.resolve_neg() for x in (g, beta))
     if state.dtype is torch.float32 and not state.is_neg():
-        y = prefill(q, k, v, g, beta, state, state, scale, None)
+        y = compute(q, k, v, g, beta, state, state, scale, None)
         if torch.is_grad_enabled():
             increment_version(state)
     else:
         wide = state.to(torch.float32).resolve_neg()
-        y = prefill(q, k, v, g, beta, wide, wide, scale, None)
+        y = compute(q, k, v, g, beta, wide, wide, scale, None)
         state.copy_(wide)
-    return y[:, 0]
+    return y
 
 
 def _prefill(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor | None, scale: float, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     final = new_state(q, v)
-    return prefill(q, k, v, g, None, single(state), final, scale, lengths), final
+    return compute(q, k, v, g, None, single(state), final, scale, lengths), final
 
 
 def _step(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, scale: float) -> Tensor:

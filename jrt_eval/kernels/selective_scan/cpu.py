@@ -10,15 +10,11 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import DTYPES, address, learns, single, step_on_views
+from jrt_eval.kernels.arguments import learns, single, step_on_views
 from jrt_eval.kernels.selective_scan import reference, schema
 
 _c: Any = compiled.module()
 _threads = torch.get_num_threads
-
-
-def _view(x: Tensor | None) -> tuple[int, ...] | None:
-    return None if x is None else (x.data_ptr(), *x.stride())
 
 
 def _selective_scan(
@@ -34,16 +30,15 @@ def _selective_scan(
     lengths: Tensor | None,
     softplus: bool,
 ) -> tuple[Tensor, Tensor]:
-    (batch, length, channels), states = x.shape, a.shape[1]
+    (batch, _, channels), states = x.shape, a.shape[1]
     y = x.new_empty(x.shape)
     final = x.new_empty((batch, channels, states), dtype=torch.float32)
     a, d, dt_bias, state = a.to(torch.float32).contiguous(), single(d), single(dt_bias), single(state)
     lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
     if final.numel():
         _c.selective_scan(
-            _view(x), _view(dt), _view(z), _view(b), _view(c), a.data_ptr(), address(d), address(dt_bias), address(state),
-            final.data_ptr(), y.data_ptr(), address(lengths), batch, length, channels, states, b.shape[2], softplus,
-            DTYPES[x.dtype], _threads(), False,
+            x=x, dt=dt, a=a, b=b, c=c, d=d, z=z, dt_bias=dt_bias, state=state, lengths=lengths, softplus=softplus,
+            y=y, state_out=final, threads=_threads(),
         )  # fmt: skip
     return y, final
 
@@ -60,15 +55,12 @@ def _selective_scan_step(
     state: Tensor,
     softplus: bool,
 ) -> Tensor:
-    (batch, channels), states = x.shape, a.shape[1]
-    y = x.new_empty((batch, channels))
+    y = x.new_empty(x.shape)
     a, d, dt_bias = a.to(torch.float32).contiguous(), single(d), single(dt_bias)
     if y.numel():
-        gate = None if z is None else _view(z[:, None])
-        _c.selective_scan(
-            _view(x[:, None]), _view(dt[:, None]), gate, _view(b[:, None]), _view(c[:, None]), a.data_ptr(), address(d),
-            address(dt_bias), state.data_ptr(), state.data_ptr(), y.data_ptr(), 0, batch, 1, channels, states, b.shape[1],
-            softplus, DTYPES[x.dtype], _threads(), True,
+        _c.selective_scan_step(
+            x=x, dt=dt, a=a, b=b, c=c, d=d, z=z, dt_bias=dt_bias, state=state, lengths=None, softplus=softplus,
+            y=y, state_out=state, threads=_threads(),
         )  # fmt: skip
     if torch.is_grad_enabled():
         increment_version(state)

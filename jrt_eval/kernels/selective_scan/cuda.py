@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import DTYPES, learns, single, view
+from jrt_eval.kernels.arguments import learns, single
 from jrt_eval.kernels.device import stream
 from jrt_eval.kernels.optional import triton_module
 from jrt_eval.kernels.selective_scan import reference
@@ -71,9 +71,7 @@ def selective_scan(
         sums = x.new_empty((batch, segments, channels), dtype=torch.float32)
     with torch.cuda.device_of(x):
         _c.selective_scan(
-            x=view(x), dt=view(dt), z=view(z), b=view(b), c=view(c), a=view(a), d=view(d), dt_bias=view(dt_bias),
-            state_in=view(state), state_out=view(final), y=view(y), lengths=view(lengths), ends=view(ends),
-            sums=view(sums), sizes=(batch, length, channels, states, segments, each), softplus=softplus,
-            dtype=DTYPES[x.dtype], stream=stream(x),
+            x=x, dt=dt, a=a, b=b, c=c, d=d, z=z, dt_bias=dt_bias, state=state, lengths=lengths, softplus=softplus, y=y,
+            state_out=final, ends=ends, sums=sums, segments=segments, segment_length=each, stream=stream(x),
         )  # fmt: skip
     return y, final

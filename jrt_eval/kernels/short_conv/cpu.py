@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import DTYPES, address, learns, step_on_views
+from jrt_eval.kernels.arguments import learns, step_on_views
 from jrt_eval.kernels.short_conv import reference, schema
 from jrt_eval.kernels.short_conv.shared import prefill, step
 
@@ -28,30 +28,12 @@ def _conv(
     lengths: Tensor | None,
     silu: bool,
 ) -> Tensor:
-    batch, length, channels = x.shape
-    y = x.new_empty((batch, length, channels))
+    y = x.new_empty(x.shape)
     if weight.dtype != x.dtype or not weight.is_contiguous():
         weight = weight.to(x.dtype).contiguous()
     if bias is not None and (bias.dtype != x.dtype or not bias.is_contiguous()):
         bias = bias.to(x.dtype).contiguous()
-    _c.conv(
-        x.data_ptr(),
-        *x.stride(),
-        *((0, 0, 0, 0) if gate is None else (gate.data_ptr(), *gate.stride())),
-        y.data_ptr(),
-        weight.data_ptr(),
-        address(bias),
-        address(state_in),
-        state_out.data_ptr(),
-        address(lengths),
-        batch,
-        length,
-        channels,
-        weight.shape[-1],
-        silu,
-        DTYPES[x.dtype],
-        _threads(),
-    )
+    _c.short_conv(x, gate, weight, bias, state_in, lengths, silu, y, state_out, _threads())
     return y
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import DTYPES, address, learns, step_on_views
+from jrt_eval.kernels.arguments import learns, step_on_views
 from jrt_eval.kernels.device import stream
 from jrt_eval.kernels.optional import triton_module
 from jrt_eval.kernels.short_conv import reference, schema
@@ -42,24 +42,10 @@ def _conv(
         None if lengths is None else lengths.clamp(0, length)
     )  # their values are on the GPU: nothing has looked at them
     with torch.cuda.device(x.device):
-        _c.conv(
-            x.data_ptr(),
-            *x.stride(),
-            gate.data_ptr(),
-            *gate.stride(),
-            y.data_ptr(),
-            weight.data_ptr(),
-            address(bias),
-            address(state_in),
-            state_out.data_ptr(),
-            address(lengths),
-            batch,
-            length,
-            channels,
-            weight.shape[-1],
-            DTYPES[x.dtype],
-            stream(x),
-        )
+        _c.short_conv(
+            x=x, gate=gate, weight=weight, bias=bias, state=state_in, lengths=lengths, y=y, state_out=state_out,
+            stream=stream(x),
+        )  # fmt: skip
     return y
 
 

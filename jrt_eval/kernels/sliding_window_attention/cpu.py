@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import DTYPES, address, learns, step_on_views
+from jrt_eval.kernels.arguments import learns, step_on_views
 from jrt_eval.kernels.sliding_window_attention import reference, schema
 from jrt_eval.kernels.sliding_window_attention.state import WindowState
 
@@ -29,7 +29,7 @@ def _prefill(
     seen: Tensor | None,
     lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch, length, heads, dim = v.shape
+    batch, _, heads, dim = v.shape
     y = v.new_empty(v.shape)
     out_k, out_v = k.new_empty((batch, window, heads, dim)), v.new_empty((batch, window, heads, dim))
     out_seen = v.new_empty((batch,), dtype=torch.int64)
@@ -37,53 +37,16 @@ def _prefill(
     ring_v = None if ring_v is None else ring_v.to(v.dtype).contiguous()
     seen = None if seen is None else seen.contiguous()
     lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
-    _c.window_attention(
-        q.data_ptr(),
-        *q.stride(),
-        k.data_ptr(),
-        *k.stride(),
-        v.data_ptr(),
-        *v.stride(),
-        y.data_ptr(),
-        address(ring_k),
-        address(ring_v),
-        address(seen),
-        address(lengths),
-        out_k.data_ptr(),
-        out_v.data_ptr(),
-        out_seen.data_ptr(),
-        batch,
-        length,
-        heads,
-        dim,
-        window,
-        DTYPES[v.dtype],
-        _threads(),
-    )
+    _c.sliding_window_attention(
+        q=q, k=k, v=v, ring_k=ring_k, ring_v=ring_v, seen=seen, lengths=lengths, y=y, ring_k_out=out_k, ring_v_out=out_v,
+        seen_out=out_seen, threads=_threads(),
+    )  # fmt: skip
     return y, out_k, out_v, out_seen
 
 
 def _step(q: Tensor, k: Tensor, v: Tensor, ring_k: Tensor, ring_v: Tensor, seen: Tensor) -> Tensor:
-    batch, heads, dim = v.shape
-    y = v.new_empty((batch, heads, dim))
-    _c.window_step(
-        q.data_ptr(),
-        *q.stride(),
-        k.data_ptr(),
-        *k.stride(),
-        v.data_ptr(),
-        *v.stride(),
-        y.data_ptr(),
-        ring_k.data_ptr(),
-        ring_v.data_ptr(),
-        seen.data_ptr(),
-        batch,
-        heads,
-        dim,
-        ring_k.shape[1],
-        DTYPES[v.dtype],
-        _threads(),
-    )
+    y = v.new_empty(v.shape)
+    _c.sliding_window_attention_step(q, k, v, ring_k, ring_v, seen, y, _threads())
     if _grad_enabled():
         increment_version((ring_k, ring_v, seen))
     return y

@@ -10,15 +10,11 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import DTYPES, address, learns, single, step_on_views
+from jrt_eval.kernels.arguments import learns, single, step_on_views
 from jrt_eval.kernels.ssd import reference, schema
 
 _c: Any = compiled.module()
 _threads = torch.get_num_threads
-
-
-def _view(x: Tensor | None) -> tuple[int, ...] | None:
-    return None if x is None else (x.data_ptr(), *x.stride())
 
 
 def _ssd(
@@ -36,17 +32,15 @@ def _ssd(
     dt_min: float,
     dt_max: float,
 ) -> tuple[Tensor, Tensor]:
-    batch, length, heads, dim = x.shape
-    groups, states = b.shape[2:]
+    batch, _, heads, dim = x.shape
     y = x.new_empty(x.shape)
-    final = x.new_empty((batch, heads, dim, states), dtype=torch.float32)
+    final = x.new_empty((batch, heads, dim, b.shape[3]), dtype=torch.float32)
     a, d, dt_bias, state = a.to(torch.float32).contiguous(), single(d), single(dt_bias), single(state)
     lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
     if final.numel():
         _c.ssd(
-            _view(x), _view(z), _view(dt), _view(b), _view(c), a.data_ptr(), address(d), address(dt_bias), address(state),
-            final.data_ptr(), y.data_ptr(), address(lengths), batch, length, heads, dim, states, groups, dt_min, dt_max,
-            d is not None and d.dim() == 2, softplus, DTYPES[x.dtype], _threads(), False,
+            x=x, dt=dt, a=a, b=b, c=c, d=d, z=z, dt_bias=dt_bias, state=state, lengths=lengths, softplus=softplus,
+            dt_min=dt_min, dt_max=dt_max, y=y, state_out=final, threads=_threads(),
         )  # fmt: skip
     return y, final
 
@@ -65,16 +59,12 @@ def _ssd_step(
     dt_min: float,
     dt_max: float,
 ) -> Tensor:
-    batch, heads, dim = x.shape
-    groups, states = b.shape[1:]
-    y = x.new_empty((batch, heads, dim))
+    y = x.new_empty(x.shape)
     a, d, dt_bias = a.to(torch.float32).contiguous(), single(d), single(dt_bias)
     if y.numel():
-        gate = None if z is None else _view(z[:, None])
-        _c.ssd(
-            _view(x[:, None]), gate, _view(dt[:, None]), _view(b[:, None]), _view(c[:, None]), a.data_ptr(), address(d),
-            address(dt_bias), state.data_ptr(), state.data_ptr(), y.data_ptr(), 0, batch, 1, heads, dim, states, groups,
-            dt_min, dt_max, d is not None and d.dim() == 2, softplus, DTYPES[x.dtype], _threads(), True,
+        _c.ssd_step(
+            x=x, dt=dt, a=a, b=b, c=c, d=d, z=z, dt_bias=dt_bias, state=state, lengths=None, softplus=softplus,
+            dt_min=dt_min, dt_max=dt_max, y=y, state_out=state, threads=_threads(),
         )  # fmt: skip
     if torch.is_grad_enabled():
         increment_version(state)

@@ -11,7 +11,7 @@ from torch.autograd.graph import increment_version
 
 from jrt_eval.errors import UserError
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import DTYPES, address, learns, single, step_on_views
+from jrt_eval.kernels.arguments import learns, single, step_on_views
 from jrt_eval.kernels.taylor_linear_attention import backward, reference, schema
 from jrt_eval.kernels.taylor_linear_attention.features import num_features
 from jrt_eval.kernels.taylor_linear_attention.state import TaylorState
@@ -25,52 +25,11 @@ _contiguous = torch.contiguous_format
 _float32 = torch.float32
 
 
-def _linear(
-    q: Tensor | None,
-    k: Tensor,
-    v: Tensor,
-    kv: Tensor | None,
-    k_sum: Tensor | None,
-    mask: Tensor | None,
-    decay: Tensor | None,
-    taylor: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, kv, k_sum and denominator; without q only kv and k_sum, without Taylor features only y and kv are filled."""
-    batch, length, heads, head_dim = v.shape
-    dim = k.shape[3]
-    n = num_features(dim) if taylor else dim
-    shape = v.shape if q is not None else (0,)
-    y = v.new_empty(shape)
-    denominator = v.new_empty(shape[:3] if taylor else (0,), dtype=torch.float32)
-    kv_out = v.new_empty((batch, heads, n, head_dim), dtype=torch.float32)
-    k_out = v.new_empty((batch, heads, n) if taylor else (0,), dtype=torch.float32)
-    kv, k_sum, mask, decay = single(kv), single(k_sum), single(mask), single(decay)
-    query = (0, 0, 0, 0, 0) if q is None else (q.data_ptr(), *q.stride())
-    _c.linear_attention(
-        *query,
-        k.data_ptr(),
-        *k.stride(),
-        v.data_ptr(),
-        *v.stride(),
-        y.data_ptr(),
-        denominator.data_ptr() if q is not None and taylor else 0,
-        address(kv),
-        address(k_sum),
-        kv_out.data_ptr(),
-        k_out.data_ptr() if taylor else 0,
-        address(mask),
-        address(decay),
-        batch,
-        length,
-        heads,
-        dim,
-        n,
-        head_dim,
-        DTYPES[v.dtype],
-        taylor,
-        _threads(),
-    )
-    return y, kv_out, k_out, denominator
+def _sums(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory for KV and K."""
+    batch, _, heads, head_dim = v.shape
+    n = num_features(k.shape[3])
+    return v.new_empty((batch, heads, n, head_dim), dtype=_float32), v.new_empty((batch, heads, n), dtype=_float32)
 
 
 def _prefill(
@@ -82,77 +41,19 @@ def _prefill(
     mask: Tensor | None,
     decay: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if q.numel() == 0:  # no pointer: say that there are no tokens by the other way
-        y, denominator = (
-            torch.empty_like(v, memory_format=torch.contiguous_format),
-            v.new_empty(v.shape[:3], dtype=torch.float32),
-        )
-        _, kv_out, k_out, _ = _linear(None, k, v, kv, k_sum, mask, decay, True)
-        return y, kv_out, k_out, denominator
-    return _linear(q, k, v, kv, k_sum, mask, decay, True)
+    y, denominator = v.new_empty(v.shape), v.new_empty(v.shape[:3], dtype=_float32)
+    kv_out, k_sum_out = _sums(k, v)
+    _c.taylor_linear_attention(
+        q=q, k=k, v=v, kv=single(kv), k_sum=single(k_sum), mask=single(mask), decay=single(decay),
+        y=y, denominator=denominator, kv_out=kv_out, k_sum_out=k_sum_out, threads=_threads(),
+    )  # fmt: skip
+    return y, kv_out, k_sum_out, denominator
 
 
 def _encode(k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    _, kv, k_sum, _ = _linear(None, k, v, None, None, mask, None, True)
-    return kv, k_sum
-
-
-def _linear_backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    kv: Tensor | None,
-    k_sum: Tensor | None,
-    mask: Tensor | None,
-    y: Tensor | None,
-    denominator: Tensor | None,
-    grad_y: Tensor,
-    grad_kv: Tensor,
-    grad_k_sum: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    taylor = y is not None
-    batch, length, heads, head_dim = v.shape
-    dim = k.shape[3]
-    n = num_features(dim) if taylor else dim
-    gq, gk = v.new_empty(q.shape, dtype=_float32), v.new_empty(k.shape, dtype=_float32)
-    gv = v.new_empty(v.shape, dtype=_float32)
-    g_kv = v.new_empty((batch, heads, n, head_dim), dtype=_float32)
-    g_k_sum = v.new_empty((batch, heads, n) if taylor else (0,), dtype=_float32)
-    kv, k_sum, mask, grad_k_sum = (single(x) for x in (kv, k_sum, mask, grad_k_sum))
-    grad_kv = grad_kv.to(_float32).contiguous()
-    grad_y = grad_y.to(v.dtype)
-    _c.linear_backward(
-        q.data_ptr(),
-        *q.stride(),
-        k.data_ptr(),
-        *k.stride(),
-        v.data_ptr(),
-        *v.stride(),
-        *((0, 0, 0, 0, 0) if y is None else (y.data_ptr(), *y.stride())),
-        grad_y.data_ptr(),
-        *grad_y.stride(),
-        address(denominator),
-        address(kv),
-        address(k_sum),
-        address(grad_kv),
-        address(grad_k_sum),
-        gq.data_ptr(),
-        gk.data_ptr(),
-        gv.data_ptr(),
-        g_kv.data_ptr(),
-        g_k_sum.data_ptr() if taylor else 0,
-        address(mask),
-        batch,
-        length,
-        heads,
-        dim,
-        n,
-        head_dim,
-        DTYPES[v.dtype],
-        taylor,
-        _threads(),
-    )
-    return gq, gk, gv, g_kv, g_k_sum
+    kv_out, k_sum_out = _sums(k, v)
+    _c.encode_prefix(k=k, v=v, mask=single(mask), kv_out=kv_out, k_sum_out=k_sum_out, threads=_threads())
+    return kv_out, k_sum_out
 
 
 def _prefill_backward(
@@ -168,33 +69,22 @@ def _prefill_backward(
     grad_kv: Tensor,
     grad_k_sum: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _linear_backward(q, k, v, kv, k_sum, mask, y, denominator.contiguous(), grad_y, grad_kv, grad_k_sum)
+    out_q, out_k, out_v = (x.new_empty(x.shape, dtype=_float32) for x in (q, k, v))
+    out_kv, out_k_sum = _sums(k, v)
+    _c.taylor_linear_attention_backward(
+        q=q, k=k, v=v, kv=single(kv), k_sum=single(k_sum), mask=single(mask), y=y, denominator=denominator.contiguous(),
+        grad_y=grad_y.to(v.dtype), grad_kv=single(grad_kv), grad_k_sum=single(grad_k_sum),
+        out_q=out_q, out_k=out_k, out_v=out_v, out_kv=out_kv, out_k_sum=out_k_sum, threads=_threads(),
+    )  # fmt: skip
+    return out_q, out_k, out_v, out_kv, out_k_sum
 
 
 def _step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Tensor | None) -> Tensor:
-    batch, heads, n, head_dim = kv.shape
     y = _empty_like(v, memory_format=_contiguous)
-    rates = single(decay)  # held here while its address is used
+    if y.numel() == 0:
+        return y
     try:
-        _c.taylor_step(
-            q.data_ptr(),
-            *q.stride(),
-            k.data_ptr(),
-            *k.stride(),
-            v.data_ptr(),
-            *v.stride(),
-            y.data_ptr(),
-            kv.data_ptr(),
-            k_sum.data_ptr(),
-            address(rates),
-            batch,
-            heads,
-            q.shape[2],
-            n,
-            head_dim,
-            DTYPES[v.dtype],
-            _threads(),
-        )
+        _c.taylor_linear_attention_step(q=q, k=k, v=v, kv=kv, k_sum=k_sum, decay=single(decay), y=y, threads=_threads())
     except ValueError as error:  # overlapping tensors
         raise UserError(str(error)) from None
     if _grad_enabled():
@@ -203,7 +93,7 @@ def _step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Ten
 
 
 _quick = _c.quick_step
-_c.prepare_quick_step(Tensor, getattr(Tensor, "__dlpack_c_exchange_api__", None))
+_c.prepare_quick_step(Tensor, compiled.EXCHANGE_TABLE)
 
 
 def quick_step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Tensor | None) -> Tensor | None:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from jrt_eval.errors import UserError
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import DTYPES, address, learns, single, step_on_views
+from jrt_eval.kernels.arguments import learns, single, step_on_views
 from jrt_eval.kernels.device import facts, stream
 from jrt_eval.kernels.layout import unmasked
 from jrt_eval.kernels.optional import triton_module
@@ -27,7 +28,6 @@ CHUNK = 64  # tokens that a block takes at a time
 FAST_FEATURE_DIM, FAST_HEAD_DIM = 16, 128  # what the tensor-core kernel holds
 GENERIC, TENSOR_CORES, HOPPER = 0, 1, 2  # csrc/cuda/args.hpp's kernels
 HOPPER_COLUMNS = 64  # of a head, per block
-NOWHERE = (0, 0, 0, 0, 0)  # a tensor that is not given
 STEP_FEATURE_DIM, STEP_HEAD_DIM = 32, 256  # what the decode step holds
 TRITON_FEATURE_DIM, TRITON_SINGLE_FEATURE_DIM, TRITON_HEAD_DIM = 32, 16, 256  # what the backward kernels hold
 
@@ -85,10 +85,6 @@ def fits(v: Tensor, dim: int, taylor: bool, decay: Tensor | None = None) -> bool
     return bool(_c.generic_shared(dim, features, taylor) <= facts(v.device.index)[1])
 
 
-def _view(x: Tensor | None) -> tuple[int, ...]:
-    return NOWHERE if x is None else (x.data_ptr(), *x.stride())
-
-
 def _linear(
     q: Tensor | None,
     k: Tensor,
@@ -97,21 +93,20 @@ def _linear(
     k_sum: Tensor | None,
     mask: Tensor | None,
     decay: Tensor | None,
-    taylor: bool,
     normaliser: bool,
     prefix: tuple[Tensor, Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, kv, k_sum and denominator (filled where `normaliser`); without q only kv and k_sum, without Taylor features only y and kv.
+    """y, kv, k_sum and denominator (filled where `normaliser`); without q only kv and k_sum are filled.
 
     `prefix`: keys, values and mask of an encoder, whose sums come before the first token; instead of kv and k_sum.
     """
     batch, length, heads, head_dim = v.shape
     dim = k.shape[3]
-    n = num_features(dim) if taylor else dim
+    n = num_features(dim)
     k_enc, v_enc, mask_enc = (None, None, None) if prefix is None else prefix
     q, k_enc, v_enc = (None if x is None else x.resolve_neg() for x in (q, k_enc, v_enc))
     k, v = k.resolve_neg(), v.resolve_neg()
-    kernel = _kernel(v, dim, decay, q, k, k_enc, v_enc) if taylor else GENERIC
+    kernel = _kernel(v, dim, decay, q, k, k_enc, v_enc)
     parts = 1
     if kernel != GENERIC:
         rows = batch * heads * (-(-head_dim // HOPPER_COLUMNS) if kernel == HOPPER else 1)
@@ -119,52 +114,26 @@ def _linear(
     parts_enc = 0
     if k_enc is not None and v_enc is not None:
         if kernel != HOPPER or not k_enc.numel() or not v.numel():
-            _, kv, k_sum, _ = _linear(None, k_enc, v_enc, None, None, mask_enc, None, True, False)
+            kv, k_sum = _encode(k_enc, v_enc, mask_enc)
             k_enc = v_enc = mask_enc = None
         elif parts > 1:
             parts_enc = encoder_segments(k_enc.shape[1], length, parts)
     y = v.new_empty(v.shape if q is not None else (0,))
     denominator = v.new_empty(v.shape[:3] if normaliser else (0,), dtype=torch.float32)
     kv_out = v.new_empty((batch, heads, n, head_dim), dtype=torch.float32)
-    k_out = v.new_empty((batch, heads, n) if taylor else (0,), dtype=torch.float32)
+    k_out = v.new_empty((batch, heads, n), dtype=torch.float32)
     if v.numel() == 0 or k.numel() == 0:
         kv_out = kv_out.zero_() if kv is None else kv_out.copy_(kv)
         k_out = k_out.zero_() if k_sum is None else k_out.copy_(k_sum)
         return y, kv_out, k_out, denominator
-    kv, k_sum, mask, mask_enc, decay = (single(x) for x in (kv, k_sum, mask, mask_enc, decay))
     sums = (parts_enc + parts) * n * (head_dim + 1) if parts > 1 else 0
-    scratch = v.new_empty(batch * heads * sums, dtype=torch.float32)
     with torch.cuda.device(v.device):
-        _c.linear(
-            *_view(q),
-            *_view(k),
-            *_view(v),
-            *_view(k_enc),
-            *_view(v_enc),
-            y.data_ptr() if q is not None else 0,
-            denominator.data_ptr() if normaliser else 0,
-            address(kv),
-            address(k_sum) if taylor else 0,
-            kv_out.data_ptr(),
-            k_out.data_ptr() if taylor else 0,
-            address(mask),
-            address(mask_enc),
-            address(decay),
-            scratch.data_ptr() if parts > 1 else 0,
-            batch,
-            length,
-            0 if v_enc is None else v_enc.shape[1],
-            heads,
-            dim,
-            n,
-            head_dim,
-            parts,
-            parts_enc,
-            DTYPES[v.dtype],
-            taylor,
-            kernel,
-            stream(v),
-        )
+        _c.taylor_linear_attention(
+            q=q, k=k, v=v, k_enc=k_enc, v_enc=v_enc, kv=single(kv), k_sum=single(k_sum), mask=single(mask),
+            mask_enc=single(mask_enc), decay=single(decay), y=y, denominator=denominator, kv_out=kv_out, k_sum_out=k_out,
+            scratch=v.new_empty(batch * heads * sums, dtype=torch.float32), segments=parts, segments_enc=parts_enc,
+            kernel=kernel, stream=stream(v),
+        )  # fmt: skip
     return y, kv_out, k_out, denominator
 
 
@@ -177,11 +146,11 @@ def _prefill(
     mask: Tensor | None,
     decay: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _linear(q, k, v, kv, k_sum, mask, decay, True, True)
+    return _linear(q, k, v, kv, k_sum, mask, decay, True)
 
 
 def _encode(k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    _, kv, k_sum, _ = _linear(None, k, v, None, None, mask, None, True, False)
+    _, kv, k_sum, _ = _linear(None, k, v, None, None, mask, None, False)
     return kv, k_sum
 
 
@@ -221,31 +190,16 @@ def _encode_backward(
 
 
 def _step(q: Tensor, k: Tensor, v: Tensor, kv: Tensor, k_sum: Tensor, decay: Tensor | None) -> Tensor:
-    batch, heads, n, head_dim = kv.shape
     y = torch.empty_like(v, memory_format=torch.contiguous_format)
     if y.numel() == 0:
         return y
-    rates = single(decay)  # held here while its address is used
     with torch.cuda.device(v.device):
-        _c.step(
-            q.data_ptr(),
-            *q.stride(),
-            k.data_ptr(),
-            *k.stride(),
-            v.data_ptr(),
-            *v.stride(),
-            y.data_ptr(),
-            kv.data_ptr(),
-            k_sum.data_ptr(),
-            address(rates),
-            batch,
-            heads,
-            q.shape[2],
-            n,
-            head_dim,
-            DTYPES[v.dtype],
-            stream(v),
-        )
+        try:
+            _c.taylor_linear_attention_step(
+                q=q, k=k, v=v, kv=kv, k_sum=k_sum, decay=single(decay), y=y, stream=stream(v)
+            )
+        except ValueError as error:  # overlapping tensors
+            raise UserError(str(error)) from None
     if _grad_enabled():
         increment_version((kv, k_sum))
     return y
@@ -268,7 +222,7 @@ def taylor_linear_attention(
     if gradient or _compiling():
         y, kv_out, k_out, _ = schema.taylor_linear_attention.call(q, k, v, kv, k_sum, mask, decay)
     else:
-        y, kv_out, k_out, _ = _linear(q, k, v, kv, k_sum, mask, decay, True, False)
+        y, kv_out, k_out, _ = _linear(q, k, v, kv, k_sum, mask, decay, False)
     return y, TaylorState(kv_out, k_out)
 
 
@@ -284,7 +238,7 @@ def prefix_linear_attention(
 ) -> tuple[Tensor, TaylorState]:
     if _compiling() or learns(q, k, v, k_enc, v_enc, decay) or not fits(v, k.shape[3], True, decay):
         return taylor_linear_attention(q, k, v, encode_prefix(k_enc, v_enc, mask_enc), mask, decay)
-    y, kv_out, k_out, _ = _linear(q, k, v, None, None, mask, decay, True, False, (k_enc, v_enc, mask_enc))
+    y, kv_out, k_out, _ = _linear(q, k, v, None, None, mask, decay, False, (k_enc, v_enc, mask_enc))
     return y, TaylorState(kv_out, k_out)
 
 

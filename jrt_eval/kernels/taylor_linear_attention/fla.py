@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from jrt_eval.kernels.causal_dot_product.fla import product, takes
+from jrt_eval.kernels.layout import unmasked
 from jrt_eval.kernels.taylor_linear_attention import reference
 from jrt_eval.kernels.taylor_linear_attention.features import feature_map, num_features
 from jrt_eval.kernels.taylor_linear_attention.state import TaylorState
@@ -22,6 +23,7 @@ def taylor_linear_attention(
 ) -> tuple[Tensor, TaylorState]:
     if decay is not None or not takes(v, num_features(q.shape[-1])):
         return reference.taylor_linear_attention(q, k, v, state, mask, decay)
+    k, v = unmasked(k, mask), unmasked(v, mask)
     fq, fk = (feature_map(x.to(torch.float32)) for x in (q, k))
     if mask is not None:
         fk = fk * mask.to(torch.float32)[..., None, None]
