@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+
+# Every process that a test starts imports startup/sitecustomize.py, and so does this one.
+STARTUP = str(Path(__file__).with_name("startup"))
+if "JRT_EVAL_TEST_TASKS" not in os.environ:  # else a process of pytest-xdist, which uses the same file as the others
+    PARSED = tempfile.TemporaryDirectory(prefix="jrt-eval-tests-")
+    os.environ["JRT_EVAL_TEST_TASKS"] = str(Path(PARSED.name) / "parsed")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [STARTUP, os.environ.get("PYTHONPATH", "")]))
+    sys.path.insert(0, STARTUP)
+    import sitecustomize  # noqa: F401
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -79,7 +79,7 @@ def mutate(text: str, edit: tuple[str, Any, Any], lines: bool) -> bytes:
     return raw[:at] if kind == "cut" else raw[:at] + what + raw[at + 1 :]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(results=edits, samples=edits, which=st.integers(0, 2))
 def test_any_mutation_ends_in_results_or_one_line(
     valid: tuple[str, str], tmp_path_factory: pytest.TempPathFactory, results: Any, samples: Any, which: int

@@ -60,11 +60,12 @@ def test_lengths(where: Where, length: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 127, 1000, 4097])
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 127, 1000, 2049])
 def test_lengths_in_16_bits(where: Where, length: int, dtype: torch.dtype) -> None:
     """In one piece, in two, and as a view whose tokens are not neighbours in memory."""
     backend, device = where
-    q, k, v = (x.to(device, dtype) for x in inputs(2, length, 2, 16, 64))
+    batch = 2 if length <= 1000 else 1  # the quadratic formula takes most of the time
+    q, k, v = (x.to(device, dtype) for x in inputs(batch, length, 2, 16, 64))
     y, state = taylor_linear_attention(q, k, v, backend=backend)
     want = oracle.taylor(q.cpu(), k.cpu(), v.cpu())
     assert oracle.error(y.cpu(), want) < TOLERANCE[dtype]
