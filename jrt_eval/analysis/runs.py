@@ -96,6 +96,15 @@ def read_run(raw: bytes, file: str) -> dict[str, Any]:
     apart. recorded: what the run says of its model. rows: rows of scores without `model`. unread: `task: metric` of
     values that are not numbers. Raises NotAResult.
     """
+    data = parse_result(raw)
+    try:
+        return _read(data, hashlib.sha256(raw).hexdigest()[:12], file)
+    except RecursionError:
+        raise NotAResult("not JSON (it is nested too deeply)") from None
+
+
+def parse_result(raw: bytes) -> dict[str, Any]:
+    """The JSON of a result file. Raises NotAResult."""
     try:
         data = lenient_json.loads(raw)
     except ValueError as error:
@@ -105,10 +114,7 @@ def read_run(raw: bytes, file: str) -> dict[str, Any]:
         raise NotAResult("foreign: no lm-eval result (no 'results' in it)")
     if not isinstance(data.get("config"), dict) and "lm_eval_version" not in data and "versions" not in data:
         raise NotAResult("foreign: no lm-eval result (no 'config' in it)")
-    try:
-        return _read(data, hashlib.sha256(raw).hexdigest()[:12], file)
-    except RecursionError:
-        raise NotAResult("not JSON (it is nested too deeply)") from None
+    return data
 
 
 def _read(data: dict[str, Any], run_id: str, file: str) -> dict[str, Any]:

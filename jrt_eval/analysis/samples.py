@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,17 @@ def read_batches(
                 rows = []
         if rows:
             yield _table(rows, run, fixed, part)
+
+
+def prompts(path: Path) -> Iterator[str]:
+    """The prompt of each line of a sample file that has one."""
+    with path.open("rb") as file:
+        for line in file:
+            with suppress(ValueError, RecursionError):
+                sample = lenient_json.loads(line)
+                requests = _requests(sample.get("arguments")) if isinstance(sample, dict) else []
+                if requests and requests[0][0] is not None:
+                    yield requests[0][0]
 
 
 def write_part(path: Path, target: Path, run: dict[str, Any], start: int = 0, end: int | None = None) -> Part:

@@ -23,7 +23,8 @@ from jrt_eval.analysis.comparison import Comparison
 from jrt_eval.analysis.load import Results
 from jrt_eval.analysis.metrics import PREFERRED, is_higher_better, is_share
 from jrt_eval.analysis.notes import Notes, listed
-from jrt_eval.analysis.published import published_for
+from jrt_eval.analysis.protocols import task_protocol
+from jrt_eval.analysis.published import JRT, published_for
 from jrt_eval.analysis.runs import VARIANTS
 from jrt_eval.analysis.select import choose_runs, chosen_scores, score_metric, single_tasks
 from jrt_eval.analysis.table import Name, Table, missing, with_columns
@@ -137,7 +138,7 @@ def _measure(rows: pd.DataFrame, unit: Unit, notes: Notes, label: str) -> tuple[
 def prompt_table(
     results: Results, *, metric: str | None = None, published: bool = False, filter_name: str | None = None
 ) -> Table:
-    """Table 1's form. published: the paper's row follows the user's, where the paper has one. Raises UserError."""
+    """Table 1's form. published: rows that papers have of the user's models and protocols follow. Raises UserError."""
     notes = Notes()
     chosen, scores, unit = _variant_scores(results, metric, filter_name, notes)
     several = scores.groupby(["label", "shown", "variant"])["context_length"].nunique(dropna=False).max() > 1
@@ -148,7 +149,7 @@ def prompt_table(
     models = dict(zip(scores["label"], scores["model"], strict=True))
     rows = [(label, OURS, _parameters(results, models[label]), wide.loc[label]) for label in wide.index]
     if published:
-        rows += _paper_rows(models, chosen, 1, set(scores["dataset"]), notes)
+        rows += _paper_rows(scores, chosen, ["dataset", "variant"], notes)
         rows.sort(key=lambda row: row[0])
     datasets = _ordered(scores["shown"].unique())
     variants = [v for v in VARIANTS if v in set(scores["variant"])]
@@ -180,7 +181,10 @@ def prompt_table(
 def length_table(
     results: Results, *, metric: str | None = None, published: bool = False, filter_name: str | None = None
 ) -> Table:
-    """Table 2's form: data set x context length; a row per model and variant. Raises UserError."""
+    """Table 2's form: data set x context length; a row per model and variant. published: as in `prompt_table`.
+
+    Raises UserError.
+    """
     notes = Notes()
     chosen, scores, unit = _variant_scores(results, metric, filter_name, notes)
     scores = scores.assign(context_length=scores["context_length"].astype("Int64").fillna(-1))
@@ -188,18 +192,13 @@ def length_table(
     wide = scores.pivot(index=["label", "variant"], columns=keys, values="value")
     rows = [(str(m), str(v), OURS, wide.loc[(m, v)]) for m, v in wide.index]
     if published:
-        models = dict(zip(scores["label"], scores["model"], strict=True))
-        paper = published_for(list(dict.fromkeys(models.values())), 2)
-        paper = paper.assign(context_length=paper["context_length"].astype("Int64").fillna(-1), shown=paper["dataset"])
-        if paper.empty:
-            notes.add("the paper has none of these models in Table 2")
-        theirs = paper.pivot(index=["model", "variant"], columns=keys, values="value")
-        rows += [(str(m), str(v), PAPER, theirs.loc[(m, v)]) for m, v in theirs.index]
-        wide = wide.reindex(columns=wide.columns.union(theirs.columns))
+        for variant, part in scores.groupby("variant"):
+            found = _paper_rows(part, chosen, ["dataset", "context_length"], notes)
+            rows += [(model, str(variant), source, values) for model, source, _, values in found]
     rows.sort(key=lambda row: (row[0], row[1], row[2] != OURS))
-    found = [(str(name[0]), int(name[1])) for name in wide.columns]
-    order = {d: i for i, d in enumerate(_ordered(d for d, _ in found))}
-    cells = sorted(found, key=lambda c: (order[c[0]], c[1] < 0, c[1]))
+    places = [(str(name[0]), int(name[1])) for name in wide.columns]
+    order = {d: i for i, d in enumerate(_ordered(d for d, _ in places))}
+    cells = sorted(places, key=lambda c: (order[c[0]], c[1] < 0, c[1]))
     columns: list[Name] = [("model", "model"), ("read", "read"), *([("source", "source")] if published else [])]
     labels = len(columns)
     columns += [(dataset_name(d), "whole" if n < 0 else str(n)) for d, n in cells] + [("average", "average")]
@@ -413,18 +412,32 @@ def _variant_scores(
 
 
 def _paper_rows(
-    models: dict[str, str], metric: str, table: int, datasets: set[str], notes: Notes
+    scores: pd.DataFrame, metric: str, cell: list[str], notes: Notes
 ) -> list[tuple[str, str, str, pd.Series[float]]]:
-    paper = published_for(list(dict.fromkeys(models.values())), table)
-    paper = paper[paper["dataset"].isin(datasets)]
+    """`(model, source, size, values)` per published table and model, of the data sets and protocols that were measured.
+
+    scores: with the columns of `chosen_scores`. cell: the columns that values are indexed by.
+    """
+    lengths = [None if pd.isna(n) or n < 0 else int(n) for n in scores["context_length"]]
+    protocols = [task_protocol(*row) for row in zip(scores["task"], scores["dataset"], lengths, strict=True)]
+    measured = scores.assign(protocol=protocols)[["model", "dataset", "variant", "protocol", "context_length"]]
+    paper = published_for(list(dict.fromkeys(scores["model"]))).drop(columns="context_length")
+    other = sorted(set(paper["protocol"]) - set(protocols))
+    paper = paper.merge(measured.drop_duplicates(), on=["model", "dataset", "variant", "protocol"])
     if paper.empty:
-        notes.add(f"the paper has none of these models and data sets in Table {table}")
+        told = f"; they are in {listed(other)}" if other else ""
+        notes.add(f"no paper has these models and data sets in the protocols of these runs{told}")
         return []
     if metric != "contains":
-        notes.add(f"the paper's numbers are `contains`, these are {metric}")
-    theirs = paper.pivot(index="model", columns=["dataset", "variant"], values="value")
-    sizes = dict(zip(paper["model"], paper["params"] + " " + paper["tokens"], strict=True))
-    return [(str(m), PAPER, sizes[m], theirs.loc[m]) for m in theirs.index]
+        notes.add(f"published numbers are `contains`, these are {metric}")
+    if (paper["paper"] != JRT).any():
+        notes.add("published rows are matched by model, size, training tokens and protocol; prompts may still differ")
+    rows = []
+    for (model, name, number, corpus), part in paper.groupby(["model", "paper", "table", "corpus"]):
+        source = f"{name}, Table {number}" if str(number).isdigit() else f"{name}, {number}"
+        size = " ".join(filter(None, [part["params"].iloc[0], part["tokens"].iloc[0], str(corpus)]))
+        rows.append((str(model), source, size, part.drop_duplicates(cell).set_index(cell)["value"]))
+    return rows
 
 
 def _lower(scores: pd.DataFrame, metric: str) -> bool:

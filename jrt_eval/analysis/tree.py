@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from jrt_eval.analysis.notes import Notes, listed
-from jrt_eval.analysis.runs import RESULT_NAME, SAMPLE_NAME, NotAResult, read_run
+from jrt_eval.analysis.runs import RESULT_NAME, SAMPLE_NAME, NotAResult, parse_result, read_run
 from jrt_eval.analysis.schema import RUN_COLUMNS, SEEDS, SETTINGS, scores_schema
 from jrt_eval.errors import UserError
 
@@ -62,6 +62,27 @@ class _File:
     folder: str  # of `path`, with the slash
     name: str
     stamp: Stamp
+
+
+def find_results(folder: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Path]]]:
+    """Path, JSON and sample files (by task) of every result file under a folder; others are passed over.
+
+    Raises UserError if the folder does not exist.
+    """
+    files = _files([folder], Survey(str(folder)))
+    samples: dict[tuple[str, str], dict[str, Path]] = defaultdict(dict)
+    for file in files:
+        if match := SAMPLE_NAME.match(file.name):
+            samples[file.folder, match[2]][match[1]] = file.location
+    for file in files:
+        if SAMPLE_NAME.match(file.name) or file.name.endswith(".jsonl"):
+            continue
+        try:
+            data = parse_result(file.location.read_bytes())
+        except (NotAResult, OSError):
+            continue
+        dated = RESULT_NAME.match(file.name)
+        yield file.path, data, samples.get((file.folder, dated[1]), {}) if dated else {}
 
 
 def survey_tree(roots: Sequence[Path], *, keep: str = "newest", known: dict[str, Any] | None = None) -> Survey:

@@ -22,7 +22,7 @@ metric = click.option("--metric", help="The metric (default: contains, else exac
 filter_name = click.option(
     "--filter", "filter_name", help="The filter of tasks with several (default: none, else the first in the alphabet)."
 )
-published = click.option("--published", is_flag=True, help="Add the paper's numbers.")
+published = click.option("--published", is_flag=True, help="Add published numbers of the same models and protocols.")
 tokenizer = click.option("--tokenizer", help="Folder or hub id: count prompts and distances in tokens.")
 form = click.option("--format", "form", type=click.Choice(["terminal", "markdown", "latex", "csv"]), default="terminal")
 out = click.option(

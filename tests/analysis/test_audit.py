@@ -25,7 +25,7 @@ def write(
 ) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     configs = {task: {"task": task, "metadata": metadata} for task, metadata in tasks.items()}
-    data = {"results": {task: {} for task in tasks}, "configs": configs, **more}
+    data = {"results": {task: {} for task in tasks}, "configs": configs, "versions": {}, **more}
     (folder / f"results_{DATE}.json").write_text(json.dumps(data))
     for task, texts in (prompts or {}).items():
         lines = [json.dumps({"arguments": {"gen_args_0": {"arg_0": text}}}) for text in texts]
@@ -89,8 +89,19 @@ def test_broken_files_are_passed_over_and_nothing_is_an_error(tmp_path: Path) ->
     assert [entry.task for entry in audit(tmp_path)] == ["jrt_fda"]
     with pytest.raises(UserError, match="no lm-eval results"):
         audit(tmp_path / "empty")
-    with pytest.raises(UserError, match="is not a folder"):
+    with pytest.raises(UserError, match="no such folder"):
         audit(tmp_path / "nowhere")
+
+
+def test_hidden_folders_links_and_bare_literals_of_python_are_read_as_collect_reads_them(tmp_path: Path) -> None:
+    path = write(tmp_path / "runs" / ".__ckpt", {"jrt_fda": ours(1000)}, {"jrt_fda": ["Q: \n"]})
+    result = next(path.glob("results_*"))
+    result.write_text(result.read_text().replace('"versions": {}', '"versions": {"jrt_fda": NaN}'))
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "there").symlink_to(tmp_path / "runs", target_is_directory=True)
+    (entry,) = audit(tmp_path / "linked")
+    assert (entry.file, entry.task) == (f"there/.__ckpt/{result.name}", "jrt_fda")
+    assert entry.warnings == []
 
 
 def test_the_command_prints_no_escape_sequences(tmp_path: Path) -> None:

@@ -79,18 +79,21 @@ def mutate(text: str, edit: tuple[str, Any, Any], lines: bool) -> bytes:
     return raw[:at] if kind == "cut" else raw[:at] + what + raw[at + 1 :]
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(results=edits, samples=edits, which=st.integers(0, 2))
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(mutations=st.lists(st.tuples(edits, edits, st.integers(0, 2)), min_size=6, max_size=6))
 def test_any_mutation_ends_in_results_or_one_line(
-    valid: tuple[str, str], tmp_path_factory: pytest.TempPathFactory, results: Any, samples: Any, which: int
+    valid: tuple[str, str], tmp_path_factory: pytest.TempPathFactory, mutations: list[tuple[Any, Any, int]]
 ) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
     write_run(folder, "sound", BOTH)
-    result = write_run(folder, "m", BOTH)
-    if which != 1:
-        result.write_bytes(mutate(valid[0], results, lines=False))
-    if which != 0:
-        next((folder / "m").glob("samples_jrt_fda_2*")).write_bytes(mutate(valid[1], samples, lines=True))
+    for number, (results, samples, which) in enumerate(mutations):
+        result = write_run(folder, f"m{number}", BOTH)
+        text = valid[0].replace('"m"', f'"m{number}"')
+        if which != 1:
+            result.write_bytes(mutate(text, results, lines=False))
+        if which != 0:
+            sample = next((folder / f"m{number}").glob("samples_jrt_fda_2*"))
+            sample.write_bytes(mutate(valid[1], samples, lines=True))
     done = collect(folder, folder / "out")
     assert done.runs >= 1
     loaded = load_results(folder / "out")

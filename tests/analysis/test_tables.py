@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from made_runs import write_run
 from results_files import edit, rerun, result_file
 
 from jrt_eval.analysis import (
@@ -126,19 +127,60 @@ def test_published_copy_is_the_reference(shared: Path) -> None:
 
 
 def test_published_numbers() -> None:
-    first = published_scores(1)
-    assert not first.duplicated(["architecture", "params", "tokens", "dataset", "variant"]).any()
+    every = published_scores()
+    assert not every.duplicated(
+        ["paper", "table", "architecture", "params", "tokens", "dataset", "variant", "context_length"]
+    ).any()
+    assert every["value"].between(0, 1).all()
+    first = every[(every["paper"] == "JRT") & (every["table"] == "1")]
     raw = pd.read_csv(published_folder() / "table1_jrt_prompt.csv")
     averages = raw[raw["task"] == "avg"].set_index(["architecture", "params", "tokens", "variant"])["accuracy"]
     keys = ["architecture", "params", "tokens", "variant"]
     means = 100 * first.assign(variant=first["variant"].replace("once", "default")).groupby(keys)["value"].mean()
     assert ((means - averages).abs() < 0.6).mean() > 0.8  # the paper's averages, as far as they are of these columns
-    second = published_for(["/ckpt/JRT-1B-50B (jrt)", "mine"], 2)
-    assert second["model"].unique().tolist() == ["/ckpt/JRT-1B-50B (jrt)"]
-    row = second[(second["dataset"] == "fda") & (second["context_length"] == 1024)].iloc[0]
-    assert row["architecture"] == "JRT-RNN"
-    with pytest.raises(UserError, match="no frame of the paper's table 7"):
-        published_scores(7)
+
+
+@pytest.mark.parametrize(
+    ("model", "papers"),
+    [
+        ("/ckpt/JRT-1B-50B (jrt)", {"JRT"}),
+        ("hazyresearch/mamba-1b-50b [temperature=1]", {"JRT"}),
+        ("fla-hub/gla-1.3B-100B", {"JRT", "MoM"}),
+        ("me/Gated-DeltaNet-1.3B-100B", {"Gated DeltaNet", "Gated DeltaNet-2", "MoM"}),
+        ("me/mamba-1.3B", set()),
+        ("gla", set()),
+        ("", set()),
+    ],
+)
+def test_published_rows_are_those_of_the_model(model: str, papers: set[str]) -> None:
+    found = published_for([model])
+    assert set(found["paper"]) == papers
+    assert set(found["model"]) == ({model} if papers else set())
+
+
+@pytest.mark.parametrize(
+    ("length", "sources"),
+    [(1000, ["measured", "JRT, Table 1"]), (2048, ["measured", "MoM, Table 2"]), (2000, ["measured", "MoM, Table 2"]), (500, ["measured"])],
+)  # fmt: skip
+def test_published_rows_are_those_of_the_protocol(length: int, sources: list[str], tmp_path: Path) -> None:
+    metadata = {"jrt": {"context_length": length, "answer_length": 50}}
+    tasks = {"jrt_fda": [1.0, 0.0], "jrt_swde": [1.0, 1.0]}
+    write_run(tmp_path, "fla-hub/gla-1.3B-100B", tasks, task={"metadata": metadata})
+    for make in (prompt_table, length_table):
+        table = make(load_results(tmp_path), published=True)
+        wanted = sources if make is prompt_table or length != 1000 else ["measured", "JRT, Table 1"]
+        assert table.flat()["source"].tolist() == wanted
+        if len(sources) == 1:
+            assert table.notes == [
+                "no paper has these models and data sets in the protocols of these runs; "
+                "they are in 1000 tokens, 2K tokens"
+            ]
+
+
+def test_lm_evals_own_task_is_not_shown_next_to_windowed_numbers(tmp_path: Path) -> None:
+    write_run(tmp_path, "fla-hub/gla-1.3B-100B", {"fda": [1.0, 0.0], "fda_twice": [1.0, 1.0]})
+    table = prompt_table(load_results(tmp_path), published=True)
+    assert table.flat()["source"].tolist() == ["measured"]
 
 
 def test_published_numbers_next_to_the_users(runs: Path) -> None:
@@ -151,8 +193,8 @@ def test_published_numbers_next_to_the_users(runs: Path) -> None:
     edit(result_file(runs), model_name="hazyresearch/mamba-1b-50b")
     table = prompt_table(load_results(runs), published=True)
     frame = table.flat()
-    assert frame["source"].tolist() == ["measured", "measured", "paper"]
-    paper = frame[frame["source"] == "paper"].iloc[0]
+    assert frame["source"].tolist() == ["measured", "measured", "JRT, Table 1"]
+    paper = frame[frame["source"] == "JRT, Table 1"].iloc[0]
     assert paper["model"] == "hazyresearch/mamba-1b-50b"
     assert paper["size"] == "1.3B 50B"
     raw = pd.read_csv(published_folder() / "table1_jrt_prompt.csv").query("architecture == 'Mamba' and tokens == '50B'")

@@ -19,9 +19,9 @@ from jrt_eval.sweep.run import run_sweep
             "table1_hazy",
             36,
             [
-                "| based-1b-50b | paper | 1.3B 50B | 60.2 | 68.3 | 37.1 | 54.0 | 29.4 | 35.2 | 38.9 | 56.3 | 54.5 | 57.6 |",
+                "| based-1b-50b | JRT, Table 1 | 1.3B 50B | 60.2 | 68.3 | 37.1 | 54.0 | 29.4 | 35.2 | 38.9 | 56.3 | 54.5 | 57.6 |",
                 "| based-1b-50b | measured |",
-                "| attn-1b-50bn | paper | 1.3B 50B | 83.7 | 89.2 |",
+                "| attn-1b-50bn | JRT, Table 1 | 1.3B 50B | 83.7 | 89.2 |",
             ],
         ),
         (
@@ -29,7 +29,7 @@ from jrt_eval.sweep.run import run_sweep
             96,
             [
                 "| JRT-1B-50B | once | measured |",
-                "| JRT-1B-50B | once | paper | 86.7 | 67.7 | – | 49.4 | 45.7 | – | 38.3 |",
+                "| JRT-1B-50B | once | JRT, Table 2 | 86.7 | 67.7 | – | 49.4 | 45.7 | – | 38.3 |",
             ],
         ),
         (
