@@ -12,7 +12,7 @@ KNOWN = [
     "pretrained", "checkpoint_name", "revision", "subfolder", "tokenizer", "dtype", "mixed_precision_dtype", "device",
     "device_map", "parallelize", "attn_implementation", "peft", "batch_size", "max_batch_size", "max_length",
     "max_gen_toks", "arch", "backend", "short_prompt", "trust_remote_code", "add_bos_token", "prefix_token_id",
-    "cuda_graphs", "cpu_linear", "think_end_token", "enable_thinking", "chat_template_args",
+    "cuda_graphs", "cpu_linear", "on_truncation", "think_end_token", "enable_thinking", "chat_template_args",
 ]  # fmt: skip
 
 # Arguments of lm-eval's `hf` that this adapter does not have.

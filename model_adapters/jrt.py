@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from jrt_eval.model_adapters.arguments import choice, flag, integer, mapping, refuse_unknown, token_or_text
-from lm_eval import utils
+from lm_eval import evaluator, utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -26,7 +26,7 @@ from jrt_eval.errors import UserError
 from jrt_eval.kernels import linear
 from jrt_eval.kernels.dispatch import BACKENDS
 from jrt_eval.models.auto import load_model
-from jrt_eval.models.context import context_length
+from jrt_eval.models.context import ON_TRUNCATION, context_length, shorten
 from jrt_eval.models.interface import LanguageModel
 from jrt_eval.models.recurrent.model import RecurrentModel
 from jrt_eval.models.stopping import StopStrings
@@ -46,7 +46,8 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
     pretrained (alias checkpoint_name): hub id, folder, or a module of `jrt_eval.load_model` or transformers. tokenizer:
     hub id, folder or object; by default the model's own (`jrt_eval.models.tokenizers`). dtype: auto, float32, bfloat16,
     float16. mixed_precision_dtype: autocast over `dtype` weights (the published numbers: float32 weights, bfloat16
-    autocast). max_length: tokens of context and continuation together (`jrt_eval.models.context`). short_prompt: what
+    autocast). max_length: tokens of context and continuation together (`jrt_eval.models.context`). on_truncation: what
+    happens to longer contexts: left or middle (where they are cut), skip (their document is not scored) or fail. short_prompt: what
     JRT-RNN does with a prompt shorter than its encoder: left_pad, read_twice or iterate. backend: kernels to use. arch:
     overrides the family that config.json describes. cuda_graphs: decode JRT and Based models through CUDA graphs on a
     GPU. cpu_linear: the product of linear layers on a CPU (auto, torch or packed). attn_implementation, device_map,
@@ -80,6 +81,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         prefix_token_id: int | str | None = None,
         cuda_graphs: bool | str = True,
         cpu_linear: str = "auto",
+        on_truncation: str = "left",
         think_end_token: str | int | None = None,
         enable_thinking: bool | str | None = None,
         chat_template_args: dict[str, Any] | str | None = None,
@@ -136,7 +138,13 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         self._auto_batch = str(batch_size).startswith("auto")
         self._batch_size = 0 if self._auto_batch else integer("batch_size", batch_size)
         self.batch_sizes: dict[int, int] = {}
+        self.on_truncation = choice("on_truncation", on_truncation, list(ON_TRUNCATION))
+        if self.on_truncation == "skip" and not (getattr(evaluator, "_jrt_eval", False) and self.world_size == 1):
+            raise UserError(
+                "on_truncation=skip works in one process, and with JRT_EVAL_AUTOLOAD=0 after jrt_eval.register()"
+            )
         self.truncated_requests = {"generate_until": 0, "loglikelihood": 0}
+        self._cut: list[int] = []  # of the last call's requests, the tokens that exceeded the limit
         self._set_up_thinking(think_end_token, enable_thinking, chat_template_args)
 
     # --- set-up
@@ -314,6 +322,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
             "model_convolution_state_bytes": state.convolution,
             "model_max_length": self.max_length,
             "model_truncated_requests": dict(self.truncated_requests),
+            "model_on_truncation": self.on_truncation,
             "model_encoder_length": model.enc_length,
             "model_short_prompt": self.short_prompt if model.enc_length else None,
             "model_cpu_linear": linear.products(model),  # type: ignore[arg-type]
@@ -411,25 +420,20 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         for i, (_, kwargs) in enumerate(asked):
             groups.setdefault(repr(sorted(kwargs.items(), key=lambda kv: kv[0])), []).append(i)
         bar = tqdm(total=len(asked), disable=disable_tqdm or self.rank != 0, desc="Running generate_until requests")
-        prompts = self._prompts([context for context, _ in asked])
+        rooms = [self._room(kwargs) for _, kwargs in asked]
+        prompts = self._fit("generate_until", self._prompts([context for context, _ in asked]), rooms)
+        _record_cuts(requests, self._cut)
         for rows in groups.values():
+            rows = [i for i in rows if prompts[i]]  # an empty one is skipped
+            if not rows:
+                continue
             kwargs = dict(normalize_gen_kwargs(asked[rows[0]][1], self.max_gen_toks))
             until = [term for term in kwargs.pop("until", []) if term]
-            new = integer("max_gen_toks", kwargs.pop("max_gen_toks"))
+            new = int(kwargs.pop("max_gen_toks"))
             kwargs.pop("max_length", None)
-            room = self.max_length - new
-            if room < 1:
-                raise UserError(
-                    f"max_gen_toks={new} leaves no room for a prompt in max_length={self.max_length}: "
-                    "lower max_gen_toks, or raise the model argument max_length"
-                )
-            cut = sum(len(prompts[i]) > room for i in rows)
-            self.truncated_requests["generate_until"] += cut
-            if cut:
-                log.warning("%d of %d prompts exceed %d tokens: their beginnings are cut off", cut, len(rows), room)
             # longest first: what does not fit into memory fails at once, and rows of a batch have similar lengths
             rows = sorted(rows, key=lambda i: (-len(prompts[i]), asked[i][0]))
-            longest = min(len(prompts[rows[0]]), room)
+            longest = len(prompts[rows[0]])
             stop_ids, texts = self._stops(until)
 
             stop_test = StopStrings(texts, self.tok_decode, self._token_texts) if texts else None
@@ -449,12 +453,45 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
             size = self._rows(longest + new, lambda n, m=longest, run=run: run([[0] * m] * n, 2))  # type: ignore[misc]
             for start in range(0, len(rows), size):
                 chunk = rows[start : start + size]
-                for i, tokens in zip(chunk, run([prompts[i][-room:] for i in chunk], new), strict=True):
+                for i, tokens in zip(chunk, run([prompts[i] for i in chunk], new), strict=True):
                     answers[i] = self._text(tokens, stop_ids, texts)
                     self.cache_hook.add_partial("generate_until", asked[i], answers[i])
                 bar.update(len(chunk))
         bar.close()
         return answers
+
+    def _room(self, kwargs: dict[str, Any]) -> int:
+        """Tokens that a prompt may have in front of the new ones."""
+        new = integer("max_gen_toks", normalize_gen_kwargs(kwargs, self.max_gen_toks)["max_gen_toks"])
+        if new >= self.max_length:
+            raise UserError(
+                f"max_gen_toks={new} leaves no room for a prompt in max_length={self.max_length}: "
+                "lower max_gen_toks, or raise the model argument max_length"
+            )
+        return self.max_length - new
+
+    def _fit(self, kind: str, prompts: list[list[int]], rooms: list[int]) -> list[list[int]]:
+        """What the model reads of each prompt, by `on_truncation`; nothing of a skipped one."""
+        self._cut = [max(0, len(prompt) - room) for prompt, room in zip(prompts, rooms, strict=True)]
+        cut = sum(tokens > 0 for tokens in self._cut)
+        if not cut:
+            return prompts
+        self.truncated_requests[kind] += cut
+        first = next(i for i, tokens in enumerate(self._cut) if tokens)
+        problem = f"{cut} of {len(prompts)} prompts exceed {rooms[first]} tokens, by up to {max(self._cut)}"
+        if self.on_truncation == "fail":
+            raise UserError(
+                f"{problem}: raise the model argument max_length, or give on_truncation=left, middle or skip"
+            )
+        what = {
+            "left": "their beginnings are cut off",
+            "middle": "their middles are cut out",
+            "skip": "they are skipped",
+        }
+        log.warning("%s: %s", problem, what[self.on_truncation])
+        if self.on_truncation == "skip":
+            return [[] if tokens else prompt for prompt, tokens in zip(prompts, self._cut, strict=True)]
+        return [shorten(prompt, room, self.on_truncation) for prompt, room in zip(prompts, rooms, strict=True)]
 
     def _stops(self, until: list[str]) -> tuple[list[int], list[str]]:
         """Stop tokens (end-of-text tokens, and stop strings that are special tokens) and the other stop strings."""
@@ -494,6 +531,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         if self.enable_thinking:
             raise UserError("enable_thinking=True works with generation tasks only; this task asks for log-likelihoods")
         answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        _record_cuts(requests, self._cut)
         return answers
 
     def _loglikelihood_tokens(
@@ -504,29 +542,23 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
     ) -> list[tuple[float, bool]]:
         """log p of each continuation after its context, and whether greedy search would give it.
 
-        Contexts are cut at their beginning so that context and continuation, less its last token, fit `max_length`.
+        Contexts are cut so that context and continuation, less its last token, fit `max_length`.
         """
-        pairs = []
-        cut = 0
-        for _, context, continuation in requests:
-            if len(continuation) > self.max_length:
-                raise UserError(
-                    f"a continuation of {len(continuation)} tokens exceeds max_length={self.max_length}: "
-                    "raise it with max_length=..."
-                )
-            # lm-eval moves a context's trailing spaces to the continuation, so a context of spaces is empty
-            context = context or [self.prefix_token_id]
-            over = max(0, len(context) + len(continuation) - self.max_length - 1)
-            cut += over > 0
-            pairs.append((context[min(over, len(context) - 1) :], continuation))
+        longest_continuation = max((len(continuation) for _, _, continuation in requests), default=0)
+        if longest_continuation > self.max_length:
+            raise UserError(
+                f"a continuation of {longest_continuation} tokens exceeds max_length={self.max_length}: "
+                "raise it with max_length=..."
+            )
+        # lm-eval moves a context's trailing spaces to the continuation, so a context of spaces is empty
+        contexts = [context or [self.prefix_token_id] for _, context, _ in requests]
+        rooms = [self.max_length + 1 - len(continuation) for _, _, continuation in requests]
+        fitting = self._fit("loglikelihood", contexts, rooms)
+        pairs = [(context, continuation) for context, (_, _, continuation) in zip(fitting, requests, strict=True)]
         self._check_tokens(context + continuation for context, continuation in pairs)
-        self.truncated_requests["loglikelihood"] += cut
-        if cut:
-            log.warning("%d of %d requests exceed %d tokens: the beginnings of their contexts are cut off",
-                        cut, len(pairs), self.max_length)  # fmt: skip
-        answers: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
+        answers = [(0.0, True) if context else (float("-inf"), False) for context, _ in pairs]
         order = sorted(
-            (i for i, pair in enumerate(pairs) if pair[1]),
+            (i for i, pair in enumerate(pairs) if pair[0] and pair[1]),
             key=lambda i: (-len(pairs[i][0]) - len(pairs[i][1]), pairs[i][0]),
         )
         if self._model.shares_contexts:
@@ -595,6 +627,12 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
+
+
+def _record_cuts(requests: Sequence[Instance], cut: Sequence[int]) -> None:
+    """Tell `jrt_eval.prompts.costs` how many tokens of each request exceeded the limit."""
+    for request, tokens in zip(requests, cut, strict=True):
+        request.jrt_tokens_cut = tokens
 
 
 def _wrapped(model: nn.Module) -> LanguageModel:

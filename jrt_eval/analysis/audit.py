@@ -88,6 +88,11 @@ def _truncation(metadata: Mapping[str, Any]) -> list[str]:
         cut, prompts = _mapping(record.get("costs")).get("truncated"), _mapping(record.get("costs")).get("requests")
     if not isinstance(cut, int) or not cut:
         return []
+    on_truncation = _mapping(record.get("costs")).get("on_truncation")
+    if on_truncation == "skip":
+        return [f"{cut} of {prompts} prompts were too long: their documents have no score"]
+    if on_truncation == "middle":
+        return [f"{cut} of {prompts} prompts lost their middle"]
     what = "their beginning" if record.get("variant") in (None, "once") else "their question"
     return [f"{cut} of {prompts} prompts were cut from the left and lost {what}"]
 

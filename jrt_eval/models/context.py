@@ -6,13 +6,14 @@ For other models it is what lm-eval's `hf` takes: the limit in the config, else 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 from jrt_eval.models.checkpoints import Checkpoint, family_of
 
 DEFAULT = 2048
 _KEYS = ("n_positions", "max_position_embeddings", "n_ctx")
+ON_TRUNCATION = ("left", "middle", "skip", "fail")
 _NO_LIMIT = 10**9  # transformers gives tokenizers without a limit one of 1e30
 
 
@@ -31,6 +32,17 @@ def context_length(config: Mapping[str, Any], tokenizer: Any = None) -> int:
                 return int(value)
     limit = getattr(tokenizer, "model_max_length", None)
     return int(limit) if _is_length(limit) and limit < _NO_LIMIT else DEFAULT
+
+
+def shorten(tokens: Sequence[int], room: int, side: str) -> list[int]:
+    """The `room` tokens that stay of a prompt: its end (side `left`), or its beginning and its end (`middle`).
+
+    Half of them are the beginning, so `middle` keeps a question there as well as the cue at the end.
+    """
+    if len(tokens) <= room:
+        return list(tokens)
+    head = room // 2 if side == "middle" else 0
+    return [*tokens[:head], *tokens[len(tokens) - (room - head) :]]
 
 
 def context_length_of(

@@ -3,11 +3,14 @@
 `recording` wraps lm-eval's `evaluate`. Afterwards each sample has, under `jrt_cost`,
 
     prompt_tokens, generated_tokens   of the sample's requests together (log-likelihoods: the scored tokens)
-    tokens_cut, cut_from              tokens that exceed the model's length, and the side they are cut from
+    tokens_cut, cut_from              tokens that exceed the model's length; left or middle, where they are cut out, or
+                                      skipped: the document has no score
 
 and `configs.<task>.metadata.jrt.costs` has
 
     requests, prompt_tokens, generated_tokens, truncated   sums over the task's requests
+    documents, scored           documents, and those of them that the scores are means over
+    on_truncation               what the model does with longer prompts: left, middle, skip or fail
     seconds                     of the model's calls; shared among tasks by tokens where one call serves several of them
     documents_per_second
 
@@ -18,6 +21,7 @@ requests. In a run of several processes, each counts its own requests.
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +30,9 @@ from typing import Any, NamedTuple
 
 from jrt_eval.prompts.evaluated import max_length_of, tokenizer_of
 from jrt_eval.prompts.tokenization import Tokenizer
+from jrt_eval.prompts.truncation import SIDE, on_truncation, recorded_cut, skipped_documents, skipping
+
+logger = logging.getLogger(__name__)
 
 METHODS = ("generate_until", "loglikelihood", "loglikelihood_rolling")
 DEFAULT_NEW_TOKENS = 256  # lm-eval's, where generation_kwargs do not say
@@ -45,10 +52,11 @@ def recording(evaluate: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(evaluate)
     def recorded(lm: Any, task_dict: Any, *args: Any, **kwargs: Any) -> Any:
         seconds: dict[str, float] = defaultdict(float)
-        with _timed(lm, seconds):
+        found = task_dict.get("tasks") if isinstance(task_dict, Mapping) else None
+        tasks: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+        with _timed(lm, seconds), skipping(tasks, lm):
             results = evaluate(lm, task_dict, *args, **kwargs)
-        tasks = task_dict.get("tasks") if isinstance(task_dict, Mapping) else None
-        if results is not None and isinstance(tasks, Mapping):
+        if results is not None:
             _record(results, tasks, lm, seconds)
         return results
 
@@ -103,42 +111,57 @@ def _record(results: Any, tasks: Mapping[str, Any], lm: Any, seconds: Mapping[st
         for instance, cost in zip(instances, known, strict=True):
             part = weights[instance.request_type]
             part[name] = part.get(name, 0.0) + cost.prompt + cost.generated
-    for name, instances in requests.items():
+    for name, task in tasks.items():
         spent = sum(
             seconds[method] * part[name] / max(1.0, sum(part.values()))
             for method, part in weights.items()
             if name in part and method in seconds
         )
-        _record_task(results, name, instances, costs[name], spent)
+        skipped = skipped_documents(task) if on_truncation(lm) == "skip" else set()
+        documents = {instance.doc_id for instance in requests[name]}
+        if skipped:
+            logger.warning(
+                "%s: %d of %d documents are skipped; scores are means over the other %d",
+                name, len(skipped), len(documents), len(documents) - len(skipped),
+            )  # fmt: skip
+        summary = {
+            **_sums(len(requests[name]), costs[name]),
+            "documents": len(documents),
+            "scored": len(documents) - len(skipped),
+            "on_truncation": on_truncation(lm),
+            "seconds": round(spent, 3),
+            "documents_per_second": round(len(documents) / spent, 3) if spent else None,
+        }
+        config = results.get("configs", {}).get(name)
+        if isinstance(config, dict):
+            metadata = config["metadata"] = dict(config.get("metadata") or {})
+            metadata["jrt"] = {**(metadata.get("jrt") or {}), "costs": summary}
+        _record_samples(
+            (results.get("samples") or {}).get(name, []), requests[name], costs[name] or [], on_truncation(lm)
+        )
 
 
-def _record_task(results: Any, name: str, instances: list[Any], costs: list[Cost] | None, spent: float) -> None:
-    documents = len({instance.doc_id for instance in instances})
-    summary: dict[str, Any] = {
-        "requests": len(instances),
+def _sums(requests: int, costs: list[Cost] | None) -> dict[str, Any]:
+    return {
+        "requests": requests,
         "prompt_tokens": sum(cost.prompt for cost in costs) if costs else None,
         "generated_tokens": sum(cost.generated for cost in costs) if costs else None,
         "truncated": sum(cost.cut > 0 for cost in costs) if costs else None,
-        "seconds": round(spent, 3),
-        "documents_per_second": round(documents / spent, 3) if spent else None,
     }
-    config = results.get("configs", {}).get(name)
-    if isinstance(config, dict):
-        metadata = config["metadata"] = dict(config.get("metadata") or {})
-        metadata["jrt"] = {**(metadata.get("jrt") or {}), "costs": summary}
-    if costs is None:
-        return
+
+
+def _record_samples(samples: list[Any], instances: list[Any], costs: list[Cost], on_longer: str) -> None:
     by_document: dict[Any, list[Cost]] = defaultdict(list)
-    for instance, cost in zip(instances, costs, strict=True):
+    for instance, cost in zip(instances, costs, strict=False):  # no costs without a tokenizer
         by_document[instance.doc_id].append(cost)
-    for sample in (results.get("samples") or {}).get(name, []):
+    for sample in samples:
         if own := by_document.get(sample.get("doc_id")):
             cut = sum(cost.cut for cost in own)
             sample["jrt_cost"] = {
                 "prompt_tokens": sum(cost.prompt for cost in own),
                 "generated_tokens": sum(cost.generated for cost in own),
                 "tokens_cut": cut,
-                "cut_from": "left" if cut else None,
+                "cut_from": SIDE.get(on_longer) if cut else None,
             }
 
 
@@ -155,7 +178,9 @@ def _costs(instances: list[Any], tokenizer: Tokenizer, length: int | None) -> li
     for instance, generated, prompt, answer in zip(instances, generates, prompts, answers, strict=True):
         room = None if length is None else length - _new_tokens(instance) if generated else length + 1 - answer
         rolling = instance.request_type == "loglikelihood_rolling"  # its text is scored in windows, and nothing is cut
-        cut = 0 if room is None or rolling else max(0, prompt - room)
+        cut = recorded_cut(instance)
+        if cut is None:
+            cut = 0 if room is None or rolling else max(0, prompt - room)
         costs.append(Cost(prompt, answer, cut))
     return costs
 

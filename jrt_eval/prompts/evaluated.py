@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from jrt_eval.prompts import truncation
 from jrt_eval.prompts.tokenization import Tokenizer
 
 _MODEL: ContextVar[Any] = ContextVar("evaluated_model", default=None)
@@ -42,6 +43,11 @@ def tokenizer_of(model: Any) -> Tokenizer | None:
 def max_length() -> int | None:
     """The context length of the model object that is being evaluated, if it says so."""
     return max_length_of(_MODEL.get())
+
+
+def on_truncation() -> str:
+    """What the model object that is being evaluated does with longer prompts (`jrt_eval.prompts.truncation`)."""
+    return truncation.on_truncation(_MODEL.get())
 
 
 def max_length_of(model: Any) -> int | None:

@@ -214,14 +214,25 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
             "tokens_lost": max(over, default=0),
         }
         if over:
-            lost = "the document's head first" if self.spec.variant == "once" else "its question first"
-            lost = "its examples first" if self.config.num_fewshot else lost
             logger.warning(
-                "%s: %d of %d prompts are longer than %d tokens (the model's %d less %d new ones): lm-eval cuts them "
-                "from the left, and each loses up to %d tokens, %s. Lower context_length, or raise max_length.",
+                "%s: %d of %d prompts are longer than %d tokens (the model's %d less %d new ones), by up to %d: %s. "
+                "Lower context_length, or raise max_length.",
                 self.config.task, len(over), len(lengths), limit, limit + self._new_tokens(), self._new_tokens(),
-                max(over), lost,
+                max(over), self._what_is_lost(),
             )  # fmt: skip
+
+    def _what_is_lost(self) -> str:
+        """What happens to prompts that are too long, in words."""
+        given = self.config.metadata.get("on_truncation")
+        match str(given) if given else evaluated.on_truncation():
+            case "skip":
+                return "they are skipped"
+            case "fail":
+                return "the model stops there"
+            case "middle":
+                return "their middles are cut out"
+        lost = "the document's head first" if self.spec.variant == "once" else "the question first"
+        return f"they are cut from the left, {'the examples first' if self.config.num_fewshot else lost}"
 
     def set_fewshot_seed(self, seed: int | None = None) -> None:
         self._fewshot_seed = seed

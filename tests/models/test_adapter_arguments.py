@@ -132,7 +132,7 @@ def test_truncated_log_likelihoods_are_counted(llama: Callable[..., Path], caplo
     asked = [(PROMPT * 10, spelled([9])), (PROMPT, spelled([9])), (PROMPT * 10, spelled([8]))]
     with caplog.at_level(logging.WARNING):
         lm.loglikelihood([Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(asked)], True)
-    assert "2 of 3 requests exceed 16 tokens" in caplog.text
+    assert "2 of 3 prompts exceed 16 tokens" in caplog.text
     generate(lm, [PROMPT * 10])
     assert lm.get_model_info()["model_truncated_requests"] == {"generate_until": 1, "loglikelihood": 2}
     with pytest.raises(UserError, match="raise the model argument max_length"):
