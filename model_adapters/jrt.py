@@ -101,15 +101,16 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         self._set_up_processes(device)
 
         trust = flag("trust_remote_code", trust_remote_code)
+        backend = choice("backend", backend, ["auto", *BACKENDS])
         self._model: LanguageModel
         if isinstance(pretrained, nn.Module):
-            self._model = _wrapped(pretrained)
+            self._model = _wrapped(pretrained, backend)
         else:
             self._model = load_model(
                 str(pretrained),
                 device=self._device,
                 dtype=dtype,
-                backend=choice("backend", backend, ["auto", *BACKENDS]),
+                backend=backend,
                 arch=arch,
                 revision=self.revision,
                 subfolder=subfolder,
@@ -316,6 +317,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
             "model_family": model.family,
             "model_batching": model.batching.decode,
             "model_batching_reason": model.batching.reason,
+            "model_kernels": dict(model.kernels),
             "model_state_bytes": state.total,
             "model_attention_cache_bytes": state.attention,
             "model_recurrent_state_bytes": state.recurrent,
@@ -635,7 +637,7 @@ def _record_cuts(requests: Sequence[Instance], cut: Sequence[int]) -> None:
         request.jrt_tokens_cut = tokens
 
 
-def _wrapped(model: nn.Module) -> LanguageModel:
+def _wrapped(model: nn.Module, backend: str) -> LanguageModel:
     """A module of `load_model` as it is; one of transformers with our interface."""
     from transformers import PreTrainedModel
 
@@ -645,4 +647,4 @@ def _wrapped(model: nn.Module) -> LanguageModel:
         raise UserError(
             f"pretrained is a {type(model).__name__}: give a hub id, a folder, or a model of jrt_eval.load_model"
         )
-    return TransformersModel(model.eval())
+    return TransformersModel(model.eval(), backend=backend)

@@ -104,20 +104,25 @@ def select(operator: str, like: Tensor, backend: str) -> Function:
     if not torch.compiler.is_compiling() and transforming():
         _choose(operator, like, backend)
         return implementation(operator, "torch")
-    chosen = _chosen.get((operator, like.device, like.dtype, backend))
-    if chosen is None:
-        chosen = implementation(operator, _choose(operator, like, backend))
+    function = _chosen.get((operator, like.device, like.dtype, backend))
+    if function is None:
+        function = implementation(operator, _choose(operator, like, backend))
         if not torch.compiler.is_compiling():
-            _chosen[operator, like.device, like.dtype, backend] = chosen
-    return chosen
+            _chosen[operator, like.device, like.dtype, backend] = function
+    return function
+
+
+def chosen(operator: str, like: Tensor, backend: str) -> str:
+    """The name of the backend that computes `operator` for tensors like `like`; raises UserError as `select` does."""
+    return _choose(operator, like, backend)
 
 
 def select_fused(operator: str, part: str, like: Tensor, backend: str) -> Function | None:
     """`operator` of the backend that computes `part` of it, or None if that backend has no such function."""
     if not torch.compiler.is_compiling() and transforming():
         return implementation(operator, "torch")
-    chosen = _choose(part, like, backend)
-    return implementation(operator, chosen) if _has(chosen, operator) else None
+    name = _choose(part, like, backend)
+    return implementation(operator, name) if _has(name, operator) else None
 
 
 def inference_backend(backend: str, *tensors: Tensor) -> str:

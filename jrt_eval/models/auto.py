@@ -83,6 +83,7 @@ def load_model(
             raw,
             device=where,
             dtype=kind,
+            backend=backend,
             fla=family == "fla",
             trust_remote_code=trust_remote_code,
             attn_implementation=attn_implementation,

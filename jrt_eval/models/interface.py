@@ -78,6 +78,13 @@ class LanguageModel(Protocol):
         """Which rows may share a batch, and why."""
 
     @property
+    def kernels(self) -> Mapping[str, str]:
+        """What computes the recurrent functions: "short_conv (cpu)", "PyTorch" or a package, by the function's name.
+
+        For our own classes, the backend of "all operators".
+        """
+
+    @property
     def shares_contexts(self) -> bool:
         """Whether `score` reads a context once, however many continuations follow it in a batch."""
 

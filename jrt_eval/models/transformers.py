@@ -21,6 +21,7 @@ from jrt_eval.models.interface import StateBytes, StopTest, token_ids
 from jrt_eval.models.recurrent.generation import right_padded
 from jrt_eval.models.recurrent.model import score_tokens
 from jrt_eval.models.recurrent.reading import Section, short
+from jrt_eval.models.transformers_kernels import provide, report, serving
 from jrt_eval.models.weights import common_dtype, read_tensors
 
 log = logging.getLogger(__name__)
@@ -32,16 +33,27 @@ class TransformersModel(nn.Module):
     shares_contexts = False
 
     def __init__(
-        self, inner: Any, raw_config: Mapping[str, Any] | None = None, *, batching: Batching | None = None
+        self,
+        inner: Any,
+        raw_config: Mapping[str, Any] | None = None,
+        *,
+        batching: Batching | None = None,
+        backend: str = "auto",
     ) -> None:
-        """raw_config: of a config.json that is not in transformers' form. batching: measured now if not given."""
+        """raw_config: of a config.json that is not in transformers' form. batching: measured now if not given.
+
+        backend: kernels of the recurrent functions that the class looks up; "torch" is plain transformers.
+        """
         super().__init__()
         self.inner = inner
         self.source = str(getattr(inner, "name_or_path", "") or "")
         self.revision: str | None = None
         self._raw_config = raw_config
         self._forward_takes = set(inspect.signature(inner.forward).parameters)
-        self.batching = measure(inner) if batching is None else batching
+        self.backend = backend
+        provide(inner)
+        with serving(backend):
+            self.batching = measure(inner) if batching is None else batching
         self._head_is_last: bool | None = None  # nothing follows the head's product; unknown until `score` looks
 
     @property
@@ -82,12 +94,18 @@ class TransformersModel(nn.Module):
         given = [getattr(c, "eos_token_id", None) for c in (generation, self.inner.config)]
         return sorted({token for ids in given for token in token_ids(ids)})
 
+    @property
+    def kernels(self) -> dict[str, str]:
+        """Who computes each recurrent function that the class looks up by name."""
+        return report(self.inner, self.backend)
+
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.inner.parameters())
 
     def state_bytes(self, length: int) -> StateBytes:
         """As `LanguageModel.state_bytes`, measured on short sequences."""
-        return cache_bytes(self.inner, length)
+        with serving(self.backend):
+            return cache_bytes(self.inner, length)
 
     def state_size(self, length: int = 2048) -> int:
         """Bytes of one sequence's cache after `length` tokens."""
@@ -95,13 +113,15 @@ class TransformersModel(nn.Module):
 
     def forward(self, input_ids: Tensor, **kwargs: Any) -> Any:
         """transformers' own output; `.logits` (batch, length, vocabulary)."""
-        return self.inner(input_ids=input_ids, **kwargs)
+        with serving(self.backend):
+            return self.inner(input_ids=input_ids, **kwargs)
 
     def generate(self, input_ids: Tensor, max_new_tokens: int = 20, **kwargs: Any) -> Any:
         """transformers' own `generate`; greedy by default."""
         kwargs.setdefault("do_sample", False)
         kwargs.setdefault("attention_mask", torch.ones_like(input_ids))
-        return self.inner.generate(input_ids=input_ids, max_new_tokens=max_new_tokens, **kwargs)
+        with serving(self.backend):
+            return self.inner.generate(input_ids=input_ids, max_new_tokens=max_new_tokens, **kwargs)
 
     @torch.no_grad()
     def continue_prompts(
@@ -146,10 +166,10 @@ class TransformersModel(nn.Module):
             sampling |= cpu_inference.growing_cache(self.inner, sampling)
         if stop_test is not None:
             sampling["stopping_criteria"] = StoppingCriteriaList([_criterion(stop_test, width)])
-        out = self.inner.generate(
-            input_ids=ids,
+        out = self.generate(
+            ids,
+            max_new_tokens,
             attention_mask=mask,
-            max_new_tokens=max_new_tokens,
             pad_token_id=pad,
             eos_token_id=stop_ids or None,
             **sampling,
@@ -196,7 +216,7 @@ class TransformersModel(nn.Module):
 
             handle = head.register_forward_pre_hook(keep)
             try:
-                last = self.inner(input_ids=ids, **kwargs).logits
+                last = self(ids, **kwargs).logits
             finally:
                 handle.remove()
             if self._head_is_last is None:
@@ -210,7 +230,7 @@ class TransformersModel(nn.Module):
                 return lambda x: head(x).float(), inputs[0][:, first:]
         if "logits_to_keep" in takes:
             kwargs["logits_to_keep"] = ids.shape[1] - first
-        logits = self.inner(input_ids=ids, **kwargs).logits
+        logits = self(ids, **kwargs).logits
         return lambda x: x.float(), logits[:, first - ids.shape[1] :]
 
 
@@ -251,6 +271,7 @@ def load_transformers(
     *,
     device: torch.device,
     dtype: torch.dtype | None,
+    backend: str = "auto",
     fla: bool = False,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
@@ -298,7 +319,7 @@ def load_transformers(
     inner = (inner if device_map is not None or quantised else inner.to(device)).eval()
     if device.type == "cpu" and device_map is None and not quantised and attn_implementation is None:
         cpu_inference.prepare(inner)
-    return TransformersModel(inner)
+    return TransformersModel(inner, backend=backend)
 
 
 def check_numbers(config: Mapping[str, Any], source: str) -> None:

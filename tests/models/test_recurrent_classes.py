@@ -6,10 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import os
-import re
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +17,7 @@ from jrt_eval.model_adapters.jrt import JRTLM
 from lm_eval.api.instance import Instance
 
 from jrt_eval.models.cache_size import _cache
+from jrt_eval.models.transformers import TransformersModel
 
 TOOL = Path(__file__).parents[3] / "shared" / "tools" / "tiny_recurrent_models.py"
 
@@ -58,14 +56,8 @@ NEW = 8
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-# our operator -> the functions by which transformers' classes look it up
-OPERATORS = {
-    "short_conv": "causal_conv1d_fn",
-    "selective_scan": "selective_scan_fn",
-    "ssd": "mamba_chunk_scan_combined",
-    "gated_delta_rule": "chunk_gated_delta_rule",
-    "gated_delta_rule (KDA)": "chunk_kda",
-}
+# Classes whose recurrence is written into the class, or which have none: there is no function to replace.
+WITHOUT_FUNCTIONS = {"deepseek_v4", "dory", "gpt_neox", "llama", "minimax", "recurrent_gemma", "rwkv", "xlstm", "zaya"}
 
 
 def requests(kind: str, arguments: list[tuple[Any, ...]]) -> list[Instance]:
@@ -124,6 +116,30 @@ def test_decoding_equals_prefills_without_a_cache(lm: JRTLM) -> None:
         assert lm.tok_decode(tokens[start:]) == text
 
 
+def _operators(model: Any) -> list[str]:
+    """Our operators that serve a class, in the order of the table."""
+    served = [by.partition(" ")[0].removesuffix("_step") for by in model.kernels.values()]
+    return [name for name in ("short_conv", "selective_scan", "ssd", "gated_delta_rule") if name in served]
+
+
+@torch.inference_mode()
+def test_our_kernels_compute_what_plain_transformers_computes(lm: JRTLM) -> None:
+    """Logits of a prefill and of decode steps (their deviation is near 1), and greedy tokens."""
+    model: Any = lm.model
+    plain = TransformersModel(model.inner, batching=model.batching, backend="torch")
+    assert bool(_operators(model)) != (model.family in WITHOUT_FUNCTIONS)
+    assert set(plain.kernels.values()) <= {"PyTorch"}
+    ids = torch.randint(0, 50000, (2, 19), generator=torch.Generator().manual_seed(1))
+    theirs, ours = (
+        side.generate(ids, 6, output_logits=True, return_dict_in_generate=True, pad_token_id=0, eos_token_id=None)
+        for side in (plain, model)
+    )
+    assert torch.equal(ours.sequences, theirs.sequences)
+    torch.testing.assert_close(torch.stack(ours.logits), torch.stack(theirs.logits), rtol=0, atol=1e-4)
+    close = 3e-4 if model.family == "zamba" else 1e-4  # transformers' zamba is 2.7e-4 from float64 itself
+    torch.testing.assert_close(model(ids).logits, plain(ids).logits, rtol=0, atol=close)
+
+
 def test_how_a_class_is_batched(lm: JRTLM) -> None:
     family = lm.model.family
     assert lm.model.batching.decode == NOT_PADDED.get(family, "padded"), lm.model.batching.reason
@@ -140,10 +156,8 @@ def test_state_bytes_are_what_a_cache_has(lm: JRTLM) -> None:
 def test_the_table_in_the_docs(lm: JRTLM) -> None:
     """The class's row in docs/models.md; with JRT_EVAL_WRITE_DOCS=1 the row is written."""
     model: Any = lm.model
-    source = inspect.getsource(sys.modules[type(model.inner).__module__])
-    operators = [name for name, function in OPERATORS.items() if re.search(rf"\b{function}\b", source)]
     size = model.state_bytes(2048)
-    cells = [f"`{model.family}`", model.batching.decode, ", ".join(operators) or "none"]
+    cells = [f"`{model.family}`", model.batching.decode, ", ".join(_operators(model)) or "none"]
     row = f"| {' | '.join(cells)} | {size.attention:,} | {size.recurrent:,} | {size.convolution:,} |"
     page = PAGE.read_text(encoding="utf-8")
     if os.environ.get("JRT_EVAL_WRITE_DOCS"):

@@ -119,6 +119,10 @@ class RecurrentModel(nn.Module, ABC):
     # --- facts
 
     @property
+    def kernels(self) -> Mapping[str, str]:
+        return {"all operators": self.backend}
+
+    @property
     @abstractmethod
     def _embeddings(self) -> nn.Embedding: ...
 
