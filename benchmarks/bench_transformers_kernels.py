@@ -35,10 +35,10 @@ _ATTENTION = {"num_attention_heads": 12, "num_key_value_heads": 4}
 
 # Sizes of the released models' layers, scaled down to a width of 768.
 CONFIGS: dict[str, dict[str, Any]] = {
-    "falcon_h1": dict(
-        hidden_size=768, intermediate_size=768, num_hidden_layers=24, num_attention_heads=8, num_key_value_heads=2,
-        head_dim=64, mamba_d_ssm=768, mamba_n_heads=24, mamba_d_head=32, mamba_d_state=64, mamba_n_groups=1,
-    ),
+    "falcon_h1": {
+        "hidden_size": 768, "intermediate_size": 768, "num_hidden_layers": 24, "num_attention_heads": 8, "num_key_value_heads": 2,
+        "head_dim": 64, "mamba_d_ssm": 768, "mamba_n_heads": 24, "mamba_d_head": 32, "mamba_d_state": 64, "mamba_n_groups": 1,
+    },
     "jamba": dict(
         hidden_size=768, intermediate_size=1536, num_hidden_layers=8, attn_layer_period=8, attn_layer_offset=4,
         expert_layer_period=2, expert_layer_offset=1, num_experts=4, num_experts_per_tok=2, mamba_d_state=16, **_ATTENTION,
@@ -107,9 +107,12 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
         calls = {side: (lambda m=m, run=run: run(m)) for side, m in models.items()}
         seconds = medians(calls, args.rounds, clock, torch.device(args.device))
         result[what] = {
-            side: {"tokens_per_second": args.rows * tokens / s, "ratio": seconds["hf"] / s} for side, s in seconds.items()
+            side: {"tokens_per_second": args.rows * tokens / s, "ratio": seconds["hf"] / s}
+            for side, s in seconds.items()
         }
-        row = ", ".join(f"{side} {x['tokens_per_second']:.0f} tokens/s ({x['ratio']:.2f}x)" for side, x in result[what].items())
+        row = ", ".join(
+            f"{side} {x['tokens_per_second']:.0f} tokens/s ({x['ratio']:.2f}x)" for side, x in result[what].items()
+        )
         print(f"{name:12} {what:8} {row}", flush=True)
     print("    " + ", ".join(f"{function}: {by}" for function, by in result["kernels"].items()), flush=True)
     return result
@@ -130,7 +133,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     logging.disable(logging.WARNING)
-    where = torch.cuda.get_device_name() if args.device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
+    where = (
+        torch.cuda.get_device_name() if args.device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
+    )
     print(f"{where}, {args.dtype}, {args.rows} x {args.tokens} tokens, {args.new} new", flush=True)
     results = {name: measure(name, args) for name in args.models.split(",")}
     if args.out:

@@ -103,9 +103,7 @@ def mamba_selective_state_update(
     x = hidden_states
     dt, b, c = (t.to(x.dtype) for t in (dt, B, C))
     gate = None if z is None else z.to(x.dtype)
-    return kernels.selective_scan_step(
-        x, dt, A, b, c, state, D, gate, dt_bias, softplus=dt_softplus, backend=backend
-    )
+    return kernels.selective_scan_step(x, dt, A, b, c, state, D, gate, dt_bias, softplus=dt_softplus, backend=backend)
 
 
 def mamba2_chunk_scan(

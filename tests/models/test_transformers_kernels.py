@@ -26,7 +26,14 @@ def mamba2() -> Any:
 
     torch.manual_seed(0)
     config = Mamba2Config(
-        vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=8, num_heads=4, head_dim=8, n_groups=1, chunk_size=4
+        vocab_size=64,
+        hidden_size=16,
+        num_hidden_layers=2,
+        state_size=8,
+        num_heads=4,
+        head_dim=8,
+        n_groups=1,
+        chunk_size=4,
     )
     model = Mamba2ForCausalLM(config).eval()
     transformers_kernels.provide(model)
