@@ -172,7 +172,9 @@ def examine_model(name: str) -> list[Finding]:
         found,
         Finding("context", True, f"{length:,} tokens"),
         Finding("batches", True, f"{model.batching.decode}: {model.batching.reason}"),
-        Finding("functions", True, ", ".join(f"{name}: {by}" for name, by in model.kernels.items()) or "none to replace"),
+        Finding(
+            "functions", True, ", ".join(f"{name}: {by}" for name, by in model.kernels.items()) or "none to replace"
+        ),
         Finding(
             "state",
             True,
