@@ -209,8 +209,8 @@ def torch_recurrent_gated_delta_rule(
     if use_qk_l2norm_in_kernel:
         query, key = _unit(query), _unit(key)
     q, k = query.to(value.dtype), key.to(value.dtype)
-    token = (x[:, 0] for x in (q, k, value, g, beta))
-    y = kernels.gated_delta_rule_step(*token, initial_state, backend=backend)
+    q, k, v, g, beta = (x[:, 0] for x in (q, k, value, g, beta))
+    y = kernels.gated_delta_rule_step(q, k, v, g, beta, initial_state, backend=backend)
     return y[:, None], initial_state if output_final_state else None
 
 
