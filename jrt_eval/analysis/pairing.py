@@ -1,6 +1,7 @@
 """Pairs of predictions: the same document in two arms, with both scores and what is known of the document.
 
-A document is identified by the row of the data set that our tasks record (`jrt_row`), else by lm-eval's hash of it, else
+A document is identified by the row of the data set that our tasks record (`jrt_row`; with length and depth where a row
+has several windows), else by lm-eval's hash of it, else
 by its position (`doc_id`), which an unsorted `--samples` makes wrong; a note says so. A document that a data set holds
 several times is paired in order. Runs that differ in their seeds are averaged per document.
 """
@@ -17,7 +18,7 @@ import pandas as pd
 from jrt_eval.analysis.load import Results, Unit
 from jrt_eval.analysis.metrics import choose_filter
 from jrt_eval.analysis.notes import Notes, counted
-from jrt_eval.analysis.schema import LENGTH, METRIC_PREFIX, WEIGHT_PREFIX
+from jrt_eval.analysis.schema import DEPTH, LENGTH, METRIC_PREFIX, WEIGHT_PREFIX
 from jrt_eval.analysis.select import choose_runs, single_tasks
 from jrt_eval.errors import UserError, nearest
 
@@ -36,7 +37,15 @@ KEPT = (
 _BOTH = ("prompt_tokens",)  # those that are kept of the second arm too, as `x_second`
 
 # Settings that two arms must share; the others belong to the task or to the choice of documents.
-_SHARED = ("num_fewshot", "context_length", "gen_kwargs", "system_instruction", "chat_template", "fewshot_as_multiturn")
+_SHARED = (
+    "num_fewshot",
+    "context_length",
+    "windows",
+    "gen_kwargs",
+    "system_instruction",
+    "chat_template",
+    "fewshot_as_multiturn",
+)
 _IDENTITY = {"row": "row", "hash": "doc_hash", "position": "doc_id"}
 
 
@@ -195,7 +204,7 @@ def _read(results: Results, arm: Arm, metric: str, extra: list[str], notes: Note
     column, weight = METRIC_PREFIX + metric, WEIGHT_PREFIX + metric
     frames = []
     for unit in arm.units:
-        wanted = ["filter", "doc_id", "row", "doc_hash", "target", column, *extra]
+        wanted = ["filter", "doc_id", "row", LENGTH, DEPTH, "doc_hash", "target", column, *extra]
         frame = results.read(unit, list(dict.fromkeys([*wanted, *([weight] if weight in unit.numbers else [])])))
         frame = frame[frame["filter"] == arm.filter]
         doubled = frame.duplicated(["doc_id", "row", "doc_hash"])
@@ -222,8 +231,11 @@ def _read(results: Results, arm: Arm, metric: str, extra: list[str], notes: Note
 
 
 def _keys(frame: pd.DataFrame, kind: str) -> pd.MultiIndex:
-    """The document's identity, and which of several equal ones it is."""
+    """The document's identity, and which of several equal ones it is. A row may have windows of several kinds."""
     identity = frame[_IDENTITY[kind]].astype(object)
+    if kind == "row" and identity.duplicated().any():
+        windows = [frame[LENGTH].fillna(-1).astype(int), frame[DEPTH].fillna(-1).round(6)]
+        identity = pd.Series(list(zip(identity, *windows, strict=True)), index=frame.index, dtype=object)
     return pd.MultiIndex.from_arrays([identity, frame.groupby(identity, dropna=False).cumcount()])
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from jrt_eval.analysis import lenient_json
 from jrt_eval.analysis.metrics import is_higher_better
+from jrt_eval.analysis.schema import DEPTH, LENGTH
 
 DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
 RESULT_NAME = re.compile(rf"^(?:.*_)?({DATE})\.json$", re.DOTALL)
@@ -206,6 +207,7 @@ def _task_columns(data: dict[str, Any], config: dict[str, Any], task: str, value
         "n_dropped": _int(ours.get("dropped")),
         "n_truncated": _int(ours.get("truncated", costs.get("truncated"))),
         "context_length": _positive(ours.get("context_length", metadata.get("context_length"))),
+        "windows": _windows(ours),
         "answer_length": _int(ours.get("answer_length", metadata.get("answer_length"))),
         "num_fewshot": _int(_dict(data.get("n-shot")).get(task, task_config.get("num_fewshot"))),
         "gen_kwargs": _gen_kwargs(config.get("gen_kwargs")) if generates else None,
@@ -344,6 +346,13 @@ def _float(value: Any, finite: bool = False) -> float | None:
 def _int(value: Any) -> int | None:
     number = _float(value, finite=True)
     return int(number) if number is not None and abs(number) < 2**63 else None
+
+
+def _windows(ours: dict[str, Any]) -> str | None:
+    """Lengths and depths that one number does not say, as JSON."""
+    asked = {name: ours.get(name) for name in (LENGTH, DEPTH)}
+    several = isinstance(asked[LENGTH], list) or asked[DEPTH] is not None
+    return lenient_json.dumps(asked).decode() if several else None
 
 
 def _share(total: Any, count: int | None) -> float | None:

@@ -73,7 +73,14 @@ SCORES = (
         "documents that the window left out because the answer has no place in them, where recorded",
     ),
     Column("n_truncated", "int", "prompts that lm-eval cut from the left to fit the model, where recorded"),
-    Column("context_length", "int", "tokens of the window around the answer; missing: whole documents"),
+    Column(
+        "context_length", "int", "tokens of the window around the answer; missing: whole documents, or several lengths"
+    ),
+    Column(
+        "windows",
+        "str",
+        "context lengths and answer depths of a task that was asked for several or for a depth, as JSON",
+    ),
     Column("answer_length", "int", "tokens of the window kept for the answer"),
     Column("num_fewshot", "int", "in-context examples"),
     Column("gen_kwargs", "str", "generation settings (the task's, then `--gen_kwargs`) as JSON; missing where unused"),
@@ -167,6 +174,7 @@ SETTINGS = (
     "task_version",
     "num_fewshot",
     "context_length",
+    "windows",
     "answer_length",
     "gen_kwargs",
     "system_instruction",

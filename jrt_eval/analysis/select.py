@@ -15,7 +15,7 @@ import pandas as pd
 from jrt_eval.analysis.load import Results
 from jrt_eval.analysis.metrics import choose_filter, choose_metric
 from jrt_eval.analysis.notes import Notes, counted
-from jrt_eval.analysis.schema import SEEDS, SETTINGS
+from jrt_eval.analysis.schema import DEPTH, LENGTH, SEEDS, SETTINGS
 from jrt_eval.errors import UserError, nearest
 
 _TEXT = ["run_id", "model", "task", "dataset", "variant", "metric", "filter", "chat_template", "task_version"]
@@ -117,6 +117,12 @@ def describe(setting: str, value: Any, among: pd.Series) -> str:
         return "multi-turn"
     if setting == "system_instruction":
         return f"system: {value if len(value) < 24 else value[:20] + '...'}"
+    if setting == "windows":
+        asked = _kwargs(value)
+        lengths = asked.get(LENGTH) if isinstance(asked.get(LENGTH), list) else []
+        depths = asked.get(DEPTH)
+        told = [f"context {_joined(lengths)}"] if lengths else []
+        return ", ".join(told + ([f"depth {_joined(depths)}"] if depths is not None else []))
     if setting == "chat_template":
         return "chat template" + (f" {value[:6]}" if among.nunique() > 1 else "")
     names = {"task_version": "version", "answer_length": "answer", "limit": "limit", "context_length": "context"}
@@ -142,6 +148,10 @@ def _kwargs(text: str) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         return {"gen_kwargs": text}
     return given if isinstance(given, dict) else {"gen_kwargs": text}
+
+
+def _joined(values: Any) -> str:
+    return "/".join(_short(value) for value in (values if isinstance(values, list) else [values]))
 
 
 def _short(value: Any) -> str:

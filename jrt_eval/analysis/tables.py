@@ -187,6 +187,12 @@ def length_table(
     """
     notes = Notes()
     chosen, scores, unit = _variant_scores(results, metric, filter_name, notes)
+    several = scores["windows"].notna() & scores["context_length"].isna()
+    if several.any():
+        notes.add("windows of several lengths, so left out; `--table grid` shows them", *scores.loc[several, "task"])
+        scores = scores[~several]
+    if scores.empty:
+        raise UserError("every task here has windows of several lengths: `--table grid` shows them")
     scores = scores.assign(context_length=scores["context_length"].astype("Int64").fillna(-1))
     keys = ["shown", "context_length"]
     wide = scores.pivot(index=["label", "variant"], columns=keys, values="value")

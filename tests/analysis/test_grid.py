@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from made_runs import write_run
 
-from jrt_eval.analysis import collect, compare_variants, load_results
+from jrt_eval.analysis import collect, compare_variants, length_table, load_results, prompt_table
 from jrt_eval.analysis.grid import depth_grids, grid_table, has_grid
 from jrt_eval.analysis.plots import grid_plot, inline_svg
 from jrt_eval.cli import cli
@@ -62,6 +62,34 @@ def test_a_samples_own_length_survives_a_collect_that_renames_the_model(tmp_path
     kept = frame[frame["answer_depth"].notna()]
     assert again.reused > 0
     assert set(kept["context_length"]) == set(LENGTHS)
+
+
+def test_windows_of_one_row_are_paired_by_length_and_depth_in_any_order(tmp_path: Path) -> None:
+    docs = [{**doc, "jrt_row": 0} for doc in documents()]
+    tasks = {"jrt_depth": ONCE, "jrt_depth_twice": TWICE[::-1]}
+    write_run(tmp_path, "a/b", tasks, documents={"jrt_depth": docs, "jrt_depth_twice": docs[::-1]})
+    (grid,) = depth_grids(compare_variants(load_results(tmp_path)))
+    np.testing.assert_array_equal(grid.gain, [[0, 0], [1, 1], [0, 0]])
+
+
+def test_runs_with_other_lengths_or_depths_are_other_runs(tmp_path: Path) -> None:
+    for lengths, depths in (
+        ([512, 2048], [0, 1]),
+        ([512, 4096], [0, 1]),
+        ([512, 4096], [0, 0.5]),
+        (512, 0.5),
+        (512, None),
+    ):
+        metadata = {"jrt": {"context_length": lengths, "answer_depth": depths}}
+        write_run(tmp_path, "a/b", {"jrt_depth": [1.0] * 4, "jrt_depth_twice": [1.0] * 4}, task={"metadata": metadata})
+    results = load_results(tmp_path)
+    assert results.scores["run_id"].nunique() == 5
+    labels = set(prompt_table(results).flat()["model"])
+    assert "a/b [context 512/2048, depth 0/1]" in labels
+    assert "a/b [context 512/4096, depth 0/0.5]" in labels
+    table = length_table(results)
+    assert [c for c in table.headers() if "depth" in c] == ["depth 512"]
+    assert any("several lengths" in note for note in table.notes)
 
 
 def test_grids_of_several_models_have_equal_rows_and_columns(tmp_path: Path) -> None:
