@@ -212,6 +212,8 @@ def _task_columns(data: dict[str, Any], config: dict[str, Any], task: str, value
         "num_fewshot": _int(_dict(data.get("n-shot")).get(task, task_config.get("num_fewshot"))),
         "gen_kwargs": _gen_kwargs(config.get("gen_kwargs")) if generates else None,
         "task_version": _text(version),
+        "dataset_path": _text(task_config.get("dataset_path") or None),  # this and the next are no columns of scores
+        "test_split": _text(task_config.get("test_split") or task_config.get("validation_split") or None),
         "prompt_tokens": _share(costs.get("prompt_tokens"), n),
         "generated_tokens": _share(costs.get("generated_tokens"), n),
         "document_seconds": _share(costs.get("seconds"), n),
