@@ -22,9 +22,19 @@
 namespace jrt {
 
 const Table* JRT_TABLE() {
-  static constexpr Table table = {JRT_NAME,     linear_attention, linear_backward, ::taylor_step,
-                                  window_attention, ::window_step, ::conv, ::selective_scan, ::selective_scan_step, ::ssd, ::ssd_step,
-                                  ::gated_linear_attention, ::gated_delta_rule};
+  static constexpr Table table = {JRT_NAME,
+                                  linear_attention,
+                                  linear_attention_backward,
+                                  ::taylor_linear_attention_step,
+                                  ::sliding_window_attention,
+                                  ::sliding_window_attention_step,
+                                  ::short_conv,
+                                  ::selective_scan,
+                                  ::selective_scan_step,
+                                  ::ssd,
+                                  ::ssd_step,
+                                  ::gated_linear_attention,
+                                  ::gated_delta_rule};
   return &table;
 }
 

@@ -14,7 +14,7 @@ void prefill(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& st
   p.y = y.data;
   p.threads = threads;
   const py::gil_scoped_release unlocked;
-  jrt::kernels().linear(p);
+  jrt::kernels().linear_attention(p);
 }
 
 void backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& state, const Tensor& grad_y, const Tensor& grad_state,
@@ -22,7 +22,7 @@ void backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& s
   const jrt::LinearGradArgs p =
       jrt::linear_grad_args(q, k, v, state, grad_y, grad_state, out_q, out_k, out_v, out_state, threads);
   const py::gil_scoped_release unlocked;
-  jrt::kernels().linear_grad(p);
+  jrt::kernels().linear_attention_backward(p);
 }
 
 }  // namespace

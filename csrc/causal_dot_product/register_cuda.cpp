@@ -13,7 +13,7 @@ void prefill(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& st
   auto p = jrt::linear_args<jrt_cuda::LinearArgs>(q, k, v, state, state_out);
   p.y = y.data;
   p.segments = 1;
-  jrt_cuda::check(jrt_cuda::linear(p, jrt_cuda::kGeneric, jrt_cuda::stream_at(stream)));
+  jrt_cuda::check(jrt_cuda::linear_attention(p, jrt_cuda::kGeneric, jrt_cuda::stream_at(stream)));
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Stands in for the x86 kernels on other architectures and compilers.
+// Replaces the x86 kernels on other architectures and compilers.
 #include "common/args.hpp"
 
 namespace jrt {

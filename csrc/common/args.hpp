@@ -1,4 +1,4 @@
-// What the bindings hand to the kernels: raw pointers, strides in elements, sizes. Everything is checked in Python before.
+// Arguments of the kernels for CPUs: pointers, strides in elements, sizes. Python has checked them.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace jrt {
 
-// Causal linear attention over a chunk-wise state; see linear_attention.hpp.
+// Causal linear attention over a chunk-wise state; see taylor_linear_attention/taylor_linear_attention.hpp.
 struct LinearArgs {
   View q, k, v;            // q.data null: only the final state is wanted
   void* y;                 // (batch, length, heads, head_dim), contiguous
@@ -24,7 +24,7 @@ struct LinearArgs {
   int threads;
 };
 
-// Gradients of the above without decay; see linear_backward.hpp.
+// Gradients of the above without decay; see taylor_linear_attention/backward.hpp.
 struct LinearGradArgs {
   View q, k, v, y, gy;        // y only where normalised; gy in the inputs' dtype
   const float* denominator;
@@ -104,7 +104,7 @@ struct GatedArgs {
   int threads;
 };
 
-// Counts come from tensors that nobody may have looked into: out of range they must give wrong numbers, not read foreign memory.
+// Counts come from tensors whose values may be unchecked. Out of range they may give wrong numbers, but must not read foreign memory.
 inline int64_t within(int64_t count, int64_t most) { return count < 0 ? 0 : count > most ? most : count; }
 
 struct SelectiveScanArgs;
@@ -113,12 +113,12 @@ struct SsdArgs;
 // The kernels of one instruction set.
 struct Table {
   const char* isa;
-  void (*linear)(const LinearArgs&);
-  void (*linear_grad)(const LinearGradArgs&);
-  void (*step)(const StepArgs&);
-  void (*window)(const WindowArgs&);
-  void (*window_step)(const WindowStepArgs&);
-  void (*conv)(const ConvArgs&);
+  void (*linear_attention)(const LinearArgs&);
+  void (*linear_attention_backward)(const LinearGradArgs&);
+  void (*taylor_linear_attention_step)(const StepArgs&);
+  void (*sliding_window_attention)(const WindowArgs&);
+  void (*sliding_window_attention_step)(const WindowStepArgs&);
+  void (*short_conv)(const ConvArgs&);
   void (*selective_scan)(const SelectiveScanArgs&);
   void (*selective_scan_step)(const SelectiveScanArgs&);
   void (*ssd)(const SsdArgs&);
@@ -135,8 +135,8 @@ const Table* table_portable();
 // Scratch memory of the calling thread: `floats` floats, 64-byte aligned, kept for the next call. Throws std::bad_alloc.
 float* scratch(std::size_t floats);
 
-// Asks for large pages under an output of many megabytes: fresh memory otherwise costs a page fault per 4 KB, as much time as
-// the arithmetic. A hint, where the system takes it.
+// Requests large pages for an output of many megabytes. New memory otherwise costs a page fault per 4 KB, as much time as the
+// arithmetic. It is a hint; some systems ignore it.
 void large_pages(void* data, std::size_t bytes);
 
 }  // namespace jrt

@@ -89,7 +89,7 @@ struct Buffer {
 float* scratch(std::size_t floats) {
   static thread_local Buffer buffer;
 #if defined(__SANITIZE_ADDRESS__)
-  buffer.size = 0;  // exactly what was asked for, so that a step past its end is seen
+  buffer.size = 0;  // the exact size, so that a sanitizer finds an access past its end
 #endif
   if (buffer.size < floats) {
     ::operator delete(buffer.data, std::align_val_t(64));

@@ -1,6 +1,6 @@
-// How a tensor is looked at without asking Python for each of its attributes: DLPack's C exchange interface (DLPack 1.3), a table of
-// functions that a tensor's type offers (PyTorch from 2.10 on, as torch.Tensor.__dlpack_c_exchange_api__). It is a fixed layout of C
-// structures, so this needs no header of PyTorch's and holds for every version of it that offers the table.
+// DLPack's C exchange interface (DLPack 1.3), which describes a tensor without a Python call for each attribute. It is a table of functions
+// that the tensor's type offers: torch.Tensor.__dlpack_c_exchange_api__ from PyTorch 2.10 on. Its layout is fixed, so no header of PyTorch
+// is needed.
 #pragma once
 #include <Python.h>
 
@@ -24,7 +24,7 @@ constexpr uint8_t kDLFloat = 2, kDLBfloat = 4;
 struct ExchangeApi {
   uint32_t major, minor;
   void *older_api, *allocate, *managed_from_object, *object_from_managed;
-  int (*look)(void* object, DLTensor* out);  // borrows: what it tells holds while the object lives; may be null
+  int (*look)(void* object, DLTensor* out);  // fills `out`, valid while the object lives; may be null
   void* stream;
 };
 

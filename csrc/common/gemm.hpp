@@ -1,15 +1,15 @@
-// The one matrix-product loop that every operator here is made of.
+// The matrix product that the CPU kernels share.
 //
-// C[r][c] (+)= sum_k A(r, k) B[k][c] for small matrices that live in scratch. A tile is R rows by N vectors of columns and its
+// C[r][c] (+)= sum_k A(r, k) B[k][c] for small matrices in scratch memory. A tile is R rows by N vectors of columns and its
 // R*N accumulators never leave the registers: each step over k loads N vectors of B and broadcasts R numbers of A for R*N
 // multiply-adds. With AVX-512 a tile is 6 x 64 floats: 24 multiply-adds (12 cycles on two ports) against 10 loads (5 cycles),
 // so the multipliers are the limit, not the loads. With AVX2 it is 6 x 16: 12 accumulators, as 16 registers allow.
 //
-// What keeps it fed is cache, not blocking: the operators arrange that B (the state of one head, 153 x 64 floats = 39 KB, and a
-// chunk of values, 16 KB) and A (a chunk's features) stay in the core's second-level cache from chunk to chunk.
+// There is no blocking for the cache. The operators keep B (the state of one head, 153 x 64 floats = 39 KB, and a chunk of values,
+// 16 KB) and A (a chunk's features) in the core's second-level cache from chunk to chunk.
 // A chunk of 64 tokens is 4nF + 2C(d+F) FLOPs per token, n = 153, F = 64: 49,408, against 640 bytes read and written.
 //
-// What happens to a finished tile (store, add to memory, scale and convert, turn scores into weights) is an `Epilogue`: begin(r, c)
+// An `Epilogue` takes a finished tile (stores it, adds it to memory, scales and converts it, turns scores into weights): begin(r, c)
 // gives the accumulator's first value, end(r, c, x) takes its last.
 #pragma once
 #include "common/pack.hpp"

@@ -108,7 +108,7 @@ inline void pack_transposed(int dtype, const void* p, int64_t offset, int64_t ro
   }
 }
 
-// Asks for rows of n elements ahead of their use: a head's tokens lie kilobytes apart, where no hardware prefetcher follows.
+// Prefetches rows of n elements: a head's tokens are kilobytes apart, too far for hardware prefetchers.
 inline void prefetch_rows(int dtype, const void* p, int64_t offset, int64_t row, int64_t rows, int64_t n) {
 #if defined(__GNUC__) || defined(__clang__)
   const int64_t size = dtype == jrt::kFloat32 ? 4 : 2;

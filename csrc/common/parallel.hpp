@@ -21,7 +21,7 @@ inline int threads_for(int64_t jobs, int64_t work, int threads) {
 #endif
 }
 
-// body(job, thread) for every job; what a job computes must not depend on the thread.
+// Runs body(job, thread) for every job. The result of a job must not depend on the thread.
 template <class Body>
 inline void parallel_for(int64_t jobs, int threads, const Body& body) {
 #ifdef _OPENMP

@@ -340,8 +340,8 @@ JRT_SIXTEEN_BITS(half)
 
 #endif
 
-// e^x to about 1 ulp (Cephes' expf polynomial), for x clamped to what a float holds. NaN stays NaN: min and max give their second
-// operand where one is none.
+// e^x to about 1 ulp (Cephes' expf polynomial), for x clamped to the range of a float. NaN stays NaN: min and max return their
+// second operand if one is NaN.
 JRT_INLINE Vec exponential(Vec x) {
   x = max(set1(-87.0f), min(set1(88.0f), x));
   const Vec n = round(mul(x, set1(1.44269504088896341f)));

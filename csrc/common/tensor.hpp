@@ -1,7 +1,7 @@
 // A tensor as the bindings take it: address, sizes, strides and dtype, read from the Python object without PyTorch's headers.
 //
-// With DLPack's C exchange interface (PyTorch from 2.10 on) this costs some 20 nanoseconds; without it, one attribute after the other
-// is asked for. None gives an empty Tensor, whose address is null. Lazily negated views must be resolved before.
+// With DLPack's C exchange interface (PyTorch from 2.10 on) this takes about 20 nanoseconds; without it, Python is asked for each
+// attribute. None becomes an empty Tensor with a null address. Lazily negated views must be resolved before.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -42,7 +42,7 @@ struct Tensor {
 // Offers DLPack's exchange table of a tensor type, a capsule or None.
 void use_exchange_table(pybind11::object capsule);
 
-// Fills `to`; returns false, with no error set, for what is no tensor.
+// Fills `to`; returns false, without a Python error, if the object is not a tensor.
 bool read_tensor(pybind11::handle object, Tensor& to);
 
 }  // namespace jrt

@@ -1,4 +1,4 @@
-// What the kernels for CPUs and for GPUs take of a tensor.
+// A tensor as the kernels for CPUs and for GPUs take it.
 #pragma once
 #include <cstdint>
 

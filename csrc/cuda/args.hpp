@@ -1,5 +1,5 @@
-// What the bindings hand to the CUDA kernels: device pointers, strides in elements, sizes, a stream. Everything is checked in
-// Python before. Each function enqueues its kernels on the stream and returns cudaSuccess or what cudaGetLastError said.
+// Arguments of the CUDA kernels: device pointers, strides in elements, sizes, a stream. Python has checked them. Each function enqueues
+// its kernels on the stream and returns cudaSuccess or the error of cudaGetLastError.
 #pragma once
 #include "common/view.hpp"
 
@@ -10,7 +10,8 @@ using jrt::kFloat16;
 using jrt::kFloat32;
 using jrt::View;
 
-// Which kernel computes causal linear attention: generic.cuh (anything), prefill.cuh (16-bit inputs, feature dims to 16), hopper.cuh.
+// Which kernel computes causal linear attention: generic.cuh (any sizes), tensor_cores.cuh (16-bit inputs, feature dims
+// to 16) or hopper.cuh.
 enum Kernel : int { kGeneric = 0, kTensorCores = 1, kHopper = 2 };
 
 // Causal linear attention over a state.
@@ -75,15 +76,15 @@ struct SelectiveScanArgs {
 using Stream = void*;  // a cudaStream_t
 
 // cudaErrorNotSupported for a kernel that this build does not have.
-int linear(const LinearArgs&, Kernel, Stream);
-int step(const StepArgs&, Stream);
-int conv(const ConvArgs&, Stream);
+int linear_attention(const LinearArgs&, Kernel, Stream);
+int taylor_linear_attention_step(const StepArgs&, Stream);
+int short_conv(const ConvArgs&, Stream);
 int selective_scan(const SelectiveScanArgs&, Stream);
 
 // Whether kHopper is in this build.
 bool has_hopper();
 
-// What an error number of the above means.
+// The message of an error number that the functions above return.
 const char* error_name(int error);
 
 // Shared memory that generic() needs for these sizes, in bytes.

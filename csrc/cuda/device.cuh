@@ -1,4 +1,4 @@
-// Instructions that C++ has no words for: matrix products of a warp, loads of matrix fragments, copies in the background.
+// Instructions that C++ cannot express: mma, ldmatrix, shuffles and asynchronous copies (cp.async).
 //
 // Fragments of mma.m16n8k16 (g = lane / 4, t = lane % 4; each register holds two 16-bit numbers at neighbouring columns or rows):
 //   A (16 x 16): a0 = [g][2t, 2t+1], a1 = [g+8][2t..], a2 = [g][2t+8..], a3 = [g+8][2t+8..]
@@ -86,20 +86,20 @@ JRT_DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t
 JRT_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
 // Four 8 x 8 matrices of 16-bit numbers; lane l gives the address of row l % 8 of matrix l / 8 (16 bytes, aligned).
-JRT_DEVICE void load_matrices(uint32_t (&r)[4], const void* row) {
+JRT_DEVICE void ldmatrix(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared_address(row))
                : "memory");
 }
-JRT_DEVICE void load_transposed(uint32_t (&r)[4], const void* row) {
+JRT_DEVICE void ldmatrix_transposed(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared_address(row))
                : "memory");
 }
 // Two matrices, their rows given by the first 16 lanes.
-JRT_DEVICE void load_transposed(uint32_t (&r)[2], const void* row) {
+JRT_DEVICE void ldmatrix_transposed(uint32_t (&r)[2], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
                : "=r"(r[0]), "=r"(r[1])
                : "r"(shared_address(row))
@@ -112,21 +112,21 @@ JRT_DEVICE float reciprocal(float x) {
   return y;
 }
 JRT_DEVICE float fast_exp(float x) { return __expf(x); }
-JRT_DEVICE void warp_barrier() { __syncwarp(); }
-JRT_DEVICE uint32_t from_lane(uint32_t x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
-JRT_DEVICE uint32_t from_xor(uint32_t x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
-JRT_DEVICE float from_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+JRT_DEVICE void syncwarp() { __syncwarp(); }
+JRT_DEVICE uint32_t shuffle(uint32_t x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
+JRT_DEVICE uint32_t shuffle_xor(uint32_t x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+JRT_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 
-// Copies to shared memory in the background; where `there` is false, zeros are written and nothing is read.
-JRT_DEVICE void copy16(void* to, const void* from, bool there) {
+// Asynchronous copies to shared memory. If `there` is false, zeros are written and nothing is read.
+JRT_DEVICE void cp_async16(void* to, const void* from, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
-JRT_DEVICE void copy4(void* to, const void* from, bool there) {
+JRT_DEVICE void cp_async4(void* to, const void* from, bool there) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 4 : 0) : "memory");
 }
-JRT_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+JRT_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int pending>
-JRT_DEVICE void wait_copies() {
+JRT_DEVICE void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 #endif
@@ -144,15 +144,15 @@ JRT_DEVICE uint32_t pack_as<f16>(float low, float high) { return pack_f16(low, h
 // tiles of a row of accumulators, and gets all eight columns of tile t.
 JRT_DEVICE void transpose_quad(uint32_t (&r)[4], int t) {
   const bool odd = t & 1, last = t & 2;
-  const uint32_t one = from_xor(odd ? r[0] : r[1], 1), two = from_xor(odd ? r[2] : r[3], 1);
+  const uint32_t one = shuffle_xor(odd ? r[0] : r[1], 1), two = shuffle_xor(odd ? r[2] : r[3], 1);
   (odd ? r[0] : r[1]) = one;
   (odd ? r[2] : r[3]) = two;
-  const uint32_t three = from_xor(last ? r[0] : r[2], 2), four = from_xor(last ? r[1] : r[3], 2);
+  const uint32_t three = shuffle_xor(last ? r[0] : r[2], 2), four = shuffle_xor(last ? r[1] : r[3], 2);
   (last ? r[0] : r[2]) = three;
   (last ? r[1] : r[3]) = four;
 }
 
-// The place of the second-order feature x_i x_j among the features of jrt_eval/kernels/features.py: the constant, x_i, then
+// The place of the second-order feature x_i x_j among the features of taylor_linear_attention/features.py: the constant, x_i, then
 // x_i x_{(i+s) mod d} for s = 0 ... d/2.
 JRT_DEVICE int pair_index(int i, int j, int d) {
   int s = j - i;

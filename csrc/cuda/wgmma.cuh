@@ -1,10 +1,10 @@
-// Matrix products of a warpgroup (four warps) on Hopper's tensor cores: wgmma, and what orders it against ordinary accesses.
+// wgmma, the matrix products of a warp group (four warps) on Hopper, and the fences that order them against ordinary accesses.
 //
 // Accumulators (64 x n): warp w of the group holds rows 16 w ... 16 w + 15; its lane (g = lane / 4, t = lane % 4) has, for each tile
 // j of 8 columns, d[4 j], d[4 j + 1] = [16 w + g][8 j + 2 t, + 1] and d[4 j + 2], d[4 j + 3] = [16 w + g + 8][the same columns].
 // Left operands in registers are the A fragments of device.cuh, one 16 x 16 block for each warp.
 //
-// Operands in shared memory lie in tiles that are 128, 64 or 32 bytes wide, with their 16-byte pieces swizzled: piece p of row r stands at
+// Operands in shared memory are in tiles that are 128, 64 or 32 bytes wide, with their 16-byte pieces swizzled: piece p of row r is at
 // p ^ (r % 8) in a 128-byte row, at p ^ (r / 2 % 4) in a 64-byte row, at p ^ (r / 4 % 2) in a 32-byte row. Tiles start at multiples of
 // eight rows.
 #pragma once
@@ -24,33 +24,35 @@ template <typename Byte>
 JRT_DEVICE Byte* flipped(Byte* at, int bits) { return reinterpret_cast<Byte*>(reinterpret_cast<uintptr_t>(at) ^ uintptr_t(bits)); }
 
 #ifdef JRT_EMULATE
-JRT_DEVICE Operand operand(const void* at, int beside, int below, Swizzle swizzle) {
+JRT_DEVICE MatrixDescriptor matrix_descriptor(const void* at, int beside, int below, Swizzle swizzle) {
   return {at, beside, below, swizzle == kBytes128 ? 128 : swizzle == kBytes64 ? 64 : 32};
 }
-JRT_DEVICE Operand further(Operand x, int bytes) { return {static_cast<const char*>(x.at) + bytes, x.beside, x.below, x.width}; }
+JRT_DEVICE MatrixDescriptor further(MatrixDescriptor x, int bytes) {
+  return {static_cast<const char*>(x.at) + bytes, x.beside, x.below, x.width};
+}
 #else
-// What tells the tensor cores where an operand lies. `beside`: bytes from one tile to the next along its adjacent elements;
+// The matrix descriptor of an operand in shared memory. `beside`: bytes from one tile to the next along its adjacent elements;
 // `below`: bytes from 8 rows to the next 8.
-using Operand = uint64_t;
-JRT_DEVICE Operand operand(const void* at, int beside, int below, Swizzle swizzle) {
+using MatrixDescriptor = uint64_t;
+JRT_DEVICE MatrixDescriptor matrix_descriptor(const void* at, int beside, int below, Swizzle swizzle) {
   return (uint64_t(shared_address(at) & 0x3ffff) >> 4) | uint64_t(beside >> 4) << 16 | uint64_t(below >> 4) << 32 | uint64_t(swizzle) << 62;
 }
 
-// The operand that many bytes on, a multiple of 16.
-JRT_DEVICE Operand further(Operand x, int bytes) { return x + uint64_t(bytes >> 4); }
+// The descriptor of the operand that starts `bytes` later, a multiple of 16.
+JRT_DEVICE MatrixDescriptor further(MatrixDescriptor x, int bytes) { return x + uint64_t(bytes >> 4); }
 
-// Before the first product that reads registers which were written since.
-JRT_DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-JRT_DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Needed before the first wgmma that reads registers written since the last one.
+JRT_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+JRT_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int pending>
-JRT_DEVICE void products_wait() {
+JRT_DEVICE void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 }
-// Makes this thread's writes to shared memory visible to the tensor cores, after the next barrier.
-JRT_DEVICE void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Makes this thread's writes to shared memory visible to wgmma and TMA after the next __syncthreads.
+JRT_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Four 8 x 8 matrices from their C fragments; lane l gives the address of row l % 8 of matrix l / 8.
-JRT_DEVICE void store_matrices(void* row, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+JRT_DEVICE void stmatrix(void* row, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(row)), "r"(a), "r"(b), "r"(c), "r"(d)
                : "memory");
 }
@@ -58,7 +60,7 @@ JRT_DEVICE void store_matrices(void* row, uint32_t a, uint32_t b, uint32_t c, ui
 // d (64 x 64) = [d +] a b: a (64 x 16) in registers, b (16 x 64) in shared memory, with neighbouring columns adjacent there if
 // `columns`, neighbouring rows otherwise.
 template <bool columns>
-JRT_DEVICE void multiply(float (&d)[32], const uint32_t (&a)[4], Operand b, bool add) {
+JRT_DEVICE void wgmma(float (&d)[32], const uint32_t (&a)[4], MatrixDescriptor b, bool add) {
   asm volatile(
       "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
@@ -73,7 +75,7 @@ JRT_DEVICE void multiply(float (&d)[32], const uint32_t (&a)[4], Operand b, bool
 }
 
 // d (64 x 160) += a b: both in shared memory, a (64 x 16) with neighbouring rows adjacent, b (16 x 160) with neighbouring columns.
-JRT_DEVICE void multiply(float (&d)[80], Operand a, Operand b) {
+JRT_DEVICE void wgmma(float (&d)[80], MatrixDescriptor a, MatrixDescriptor b) {
   asm volatile(
       "{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n160k16.f32.bf16.bf16 {"

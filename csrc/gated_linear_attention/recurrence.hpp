@@ -15,7 +15,7 @@ using jrt::GatedArgs;
 constexpr int kBlock = 32;                // columns of a job
 constexpr int kVectors = kBlock / kW;     // vectors in a block's row
 
-// One token's q, k and decay as float32, where the inner loops read them.
+// One token's q, k and decay as float32, for the inner loops.
 struct GatedToken {
   float *q, *k, *decay;  // (key dim), scratch
   float head_decay;      // where the gate is one number per head
@@ -83,7 +83,7 @@ void gated_block(const GatedArgs& p, int64_t batch, int64_t head, int64_t column
   float* memory = jrt::scratch(size_t(3 * rows + p.dim * kBlock));
   GatedToken token{memory, memory + rows, memory + 2 * rows, 1.0f};
   const int64_t state_at = (batch * p.heads + head) * p.dim * p.head_dim + column;
-  // A single token works on the state where it is; a sequence on a copy whose rows lie side by side.
+  // A single token updates the state in place; a sequence uses a copy with adjacent rows.
   const bool in_place = p.length == 1 && columns == kBlock && p.state_in == p.state_out;
   float* s = in_place ? p.state_out + state_at : memory + 3 * rows;
   const int64_t pitch = in_place ? p.head_dim : kBlock;

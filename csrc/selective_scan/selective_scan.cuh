@@ -1,12 +1,12 @@
-// selective_scan on a GPU, for up to 16 states: a thread has two adjacent channels with all their states in registers and walks over
-// the tokens of its row. B and C of 32 tokens are in shared memory as float32, where a load serves all channels of the block.
+// selective_scan on a GPU, for up to 16 states: a thread has two adjacent channels with all their states in registers and loops over
+// the tokens of its row. B and C of 32 tokens are in shared memory as float32; one load serves all channels of the block.
 //
-// A state costs an exponential, two products and two multiply-adds per token: the special-function units, which compute the
-// exponentials, are the limit. That is why softplus takes its logarithm from a polynomial.
+// A state costs an exponential, two products and two multiply-adds per token. The special-function units, which compute the
+// exponentials, are the limit, so softplus uses a polynomial for its logarithm.
 //
-// Where there are too few rows and channels to fill the GPU, a row is cut into segments. A does not change with time, so a segment
-// multiplies what comes in by exp(A sum(dt)). A first launch (Ends) leaves each segment's last state, started from zero, and its sum of
-// dt; in the second every block folds those of the segments before its own into its first state.
+// If there are too few rows and channels to fill the GPU, a row is cut into segments. A is constant, so a segment multiplies its initial
+// state by exp(A sum(dt)). A first launch (Ends) writes each segment's final state from a zero initial state, and its sum of dt. In the
+// second, every block computes its initial state from those of the segments before.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) prefill(const SelectiveScan
   const T* z = Gate ? static_cast<const T*>(p.z.data) + row * p.z.batch + at : nullptr;
   T* y = static_cast<T*>(p.y) + row * p.length * p.channels + at;
   Raw next_x[kAhead], next_dt[kAhead], next_z[kAhead];
-  auto ask = [&](int64_t t, int i) {
+  auto load_token = [&](int64_t t, int i) {
     const int64_t s = t < stop ? t : (stop > first ? stop - 1 : first);
     if (s >= p.length) return;
     next_x[i] = *reinterpret_cast<const Raw*>(x + s * p.x.length);
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) prefill(const SelectiveScan
   };
   if (first < stop) {
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) ask(first + i, i);
+    for (int i = 0; i < kAhead; ++i) load_token(first + i, i);
   }
   for (int64_t tile = first; tile < stop; tile += kTokens) {
     __syncthreads();
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) prefill(const SelectiveScan
         const float2 xt = Pair<T>::wide(next_x[i]), raw = Pair<T>::wide(next_dt[i]);
         float2 gate = make_float2(0, 0);
         if (Gate && !Ends) gate = Pair<T>::wide(next_z[i]);
-        ask(tile + k + kAhead, i);
+        load_token(tile + k + kAhead, i);
         float step[2] = {raw.x + bias[0], raw.y + bias[1]};
         if (p.softplus) step[0] = softplus(step[0]), step[1] = softplus(step[1]);
         const float in[2] = {step[0] * xt.x, step[1] * xt.y};

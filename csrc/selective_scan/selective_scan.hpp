@@ -1,8 +1,7 @@
 // selective_scan: the recurrence of Mamba (arXiv 2312.00752, section 3.2), channels in lanes and the states of a channel in registers.
 //
-// A job is some channels of a row. It walks over the row in chunks of tokens; within a chunk over vectors of channels, so that a
-// token's neighbouring channels share cache lines; and there over the chunk's tokens with up to 16 states of each channel in
-// registers. A state costs an exponential (8 instructions), a product and two multiply-adds per token. B and C are broadcast.
+// A job is some channels of a row. It loops over chunks of tokens, in a chunk over vectors of channels (a token's neighbouring channels
+// share cache lines), and for each vector over the chunk's tokens with up to 16 states of each channel in registers. A state costs an exponential (8 instructions), a product and two multiply-adds per token. B and C are broadcast.
 #pragma once
 #include "common/math.hpp"
 #include "common/pack.hpp"
@@ -53,7 +52,7 @@ void scan_all_states(int64_t states, int64_t tokens, const float* dt, const floa
   }
 }
 
-// dt of one vector of channels, from what the model projects.
+// dt of one vector of channels, from the projected input.
 JRT_INLINE Vec time_step(Vec raw, Vec bias, bool positive) {
   const Vec x = add(raw, bias);
   return positive ? softplus(x) : x;

@@ -14,7 +14,7 @@ void short_conv(const Tensor& x, const Tensor& gate, const Tensor& weight, const
   p.silu = silu;
   p.threads = threads;
   const py::gil_scoped_release unlocked;
-  jrt::kernels().conv(p);
+  jrt::kernels().short_conv(p);
 }
 
 }  // namespace

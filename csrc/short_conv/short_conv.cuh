@@ -1,6 +1,6 @@
-// silu(depthwise causal convolution of a) * b. Memory-bound: neighbouring threads take neighbouring channels, and a thread walks over
-// a run of tokens. Where channels lie in whole pieces of 16 bytes, a thread takes such a piece, keeps the last inputs in registers and
-// asks for four tokens before it needs the first; otherwise it takes a channel, and all but the first inputs come from the cache.
+// silu(depthwise causal convolution of a) * b. Memory-bound: neighbouring threads take neighbouring channels, and a thread processes
+// a run of tokens. If the channels are aligned pieces of 16 bytes, a thread takes one piece, keeps the last inputs in registers and loads
+// four tokens ahead; otherwise it takes one channel, and all inputs but the newest come from the cache.
 #pragma once
 #include "cuda/args.hpp"
 #include "cuda/device.cuh"
@@ -30,8 +30,8 @@ struct Inputs {
   }
 };
 
-// The last inputs of a row, into the state. Slot i takes what stood i + count slots further; ascending order lets the state be its own
-// source (only this thread reads this channel's, unless the row has several runs, and then the state must be another).
+// Writes the last inputs of a row to the state. Slot i gets the input of slot i + count. Ascending order allows the same tensor as source
+// and destination if the row has one run: then only this thread reads this channel's.
 template <typename T>
 JRT_DEVICE void keep_inputs(const ConvArgs& a, const Inputs<T>& input, int64_t b, int64_t channel) {
   const int64_t count = a.lengths ? a.lengths[b] : a.length;

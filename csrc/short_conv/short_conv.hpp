@@ -1,4 +1,5 @@
-// short_conv: y = act(causal depthwise convolution of a) * b, channels in lanes; one pass over a and b. act is SiLU or nothing, b may be missing.
+// short_conv: y = act(causal depthwise convolution of a) * b, channels in lanes; one pass over a and b. act is SiLU or the identity;
+// b may be absent.
 //
 // Memory traffic is the limit, so nothing is kept but the output: earlier inputs of the few taps are read again from the cache.
 #pragma once
@@ -78,7 +79,7 @@ void conv_of(const ConvArgs& p) {
   for (int64_t b = 0; b < p.batches; ++b) conv_state<D>(p, b);
 }
 
-void conv(const ConvArgs& p) {
+void short_conv(const ConvArgs& p) {
   if (p.dtype == jrt::kFloat32) conv_of<jrt::kFloat32>(p);
   else if (p.dtype == jrt::kBFloat16) conv_of<jrt::kBFloat16>(p);
   else conv_of<jrt::kFloat16>(p);

@@ -20,7 +20,7 @@ void prefill(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& ri
   p.dtype = v.dtype;
   p.threads = threads;
   const py::gil_scoped_release unlocked;
-  jrt::kernels().window(p);
+  jrt::kernels().sliding_window_attention(p);
 }
 
 void step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& ring_k, const Tensor& ring_v, const Tensor& seen,
@@ -33,7 +33,7 @@ void step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& ring_
   p.dtype = v.dtype;
   p.threads = threads;
   const py::gil_scoped_release unlocked;
-  jrt::kernels().window_step(p);
+  jrt::kernels().sliding_window_attention_step(p);
 }
 
 }  // namespace

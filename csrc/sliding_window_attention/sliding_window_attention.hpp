@@ -1,7 +1,7 @@
 // sliding_window_attention and its decode step: softmax over the last `window` keys, O(length * window).
 //
 // A job is 64 queries of one head and the window - 1 + 64 keys they see between them. Scores are kept transposed, [key][query],
-// so that maximum, exponential and sum run over queries in lanes, and the product with V reads them as they lie (gemm.hpp).
+// so that maximum, exponential and sum run over queries in lanes, and the product with V reads them without a copy (gemm.hpp).
 #pragma once
 #include "taylor_linear_attention/features.hpp"
 #include "common/parallel.hpp"
@@ -51,7 +51,7 @@ void window_job(const WindowArgs& p, int64_t batch, int64_t head, int64_t start,
   Assign scores{s, kPitch};
   gemm<true>(0, count, 0, width, Depth{p.dim, 0}, k, columns, q, kPitch, scores);
   for (int64_t i = 0; i < width; i += kW) {
-    // Query lane l stands at position + i + l and sees the key at first + j where 0 <= query - key < window.
+    // The query of lane l is at position + i + l and sees the key at first + j if 0 <= query - key < window.
     const int64_t gap = position + i - first;  // of lane 0 to key 0
     auto low = [&](int64_t j) { return int(j - gap < 0 ? 0 : j - gap > kW ? kW : j - gap); };
     auto high = [&](int64_t j) { return int(j - gap + p.window < 0 ? 0 : j - gap + p.window > kW ? kW : j - gap + p.window); };
@@ -87,7 +87,7 @@ void window_job(const WindowArgs& p, int64_t batch, int64_t head, int64_t start,
   }
 }
 
-// Slot s of a row's ring holds the latest of its tokens t with t % window == s.
+// Slot s of a row's ring has the latest of its tokens t with t % window == s.
 void window_ring(const WindowArgs& p, int64_t batch) {
   const int64_t seen = seen_by(p.seen, batch);
   const int64_t total = seen + (p.lengths ? jrt::within(p.lengths[batch], p.length) : p.length);
@@ -118,11 +118,11 @@ void window_ring(const WindowArgs& p, int64_t batch) {
   p.seen_out[batch] = total;
 }
 
-void window_attention(const WindowArgs& p) {
+void sliding_window_attention(const WindowArgs& p) {
   const int64_t blocks = (p.length + kChunk - 1) / kChunk, jobs = p.batches * p.heads * blocks;
   if (jobs > 0 && p.dim > 0) {
     int64_t room = p.window - 1 + kChunk, most = p.length;
-    if (p.seen) {  // no more keys than there are, however wide the window
+    if (p.seen) {  // at most as many keys as there are tokens, for any window
       int64_t seen = 0;
       for (int64_t b = 0; b < p.batches; ++b) seen = seen_by(p.seen, b) > seen ? seen_by(p.seen, b) : seen;
       most += seen;
@@ -140,7 +140,7 @@ void window_attention(const WindowArgs& p) {
   parallel_for(p.batches, 1, [&](int64_t batch, int) { window_ring(p, batch); });
 }
 
-void window_step(const WindowStepArgs& p) {
+void sliding_window_attention_step(const WindowStepArgs& p) {
   const int64_t heads = p.batches * p.heads;
   const int64_t size = p.dtype == jrt::kFloat32 ? 4 : 2;
   const int64_t columns = round_up(p.dim, kW), scores = round_up(p.window, kW);
@@ -150,7 +150,7 @@ void window_step(const WindowStepArgs& p) {
   parallel_for(heads, threads, [&](int64_t bh, int thread) {
     const int64_t batch = bh / p.heads, head = bh % p.heads;
     const int64_t seen = seen_by(p.seen, batch), slot = seen % p.window;
-    const int64_t held = seen + 1 < p.window ? seen + 1 : p.window;  // slots 0..held hold keys, in whatever order
+    const int64_t held = seen + 1 < p.window ? seen + 1 : p.window;  // slots 0..held have keys, in any order
     float *q = memory + each * thread, *y = q + columns, *s = y + columns;
     const int64_t line = p.heads * p.dim, ring = batch * p.window * line + head * p.dim;
     auto put = [&](const View& x, void* out) {

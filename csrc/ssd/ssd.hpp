@@ -55,8 +55,8 @@ inline void time_steps(const SsdArgs& p, int64_t batch, int64_t head, int64_t st
   }
 }
 
-// What a chunk's decays are made of, in units of log2(e): sums[i] = a (dt_1 + ... + dt_i) as two floats, since differences of
-// neighbours are needed to the last bit.
+// The decays of a chunk, in units of log2(e): sums[i] = a (dt_1 + ... + dt_i) as two floats, since differences of neighbours must be
+// exact to the last bit.
 struct Decays {
   float high[kSsdTokens], low[kSsdTokens];
   float from_start[kSsdTokens], to_end[kSsdTokens];  // exp(s_i), exp(s_T - s_i)

@@ -1,15 +1,15 @@
 // Gradients of taylor_linear_attention and causal_dot_product (without decay), in memory independent of length.
 //
-// With r_i = 1 / (denominator_i + 1e-12) let g_i = [r_i gy_i, -r_i gy_i.y_i] and u_j = [v_j, 1] (without the last component where
-// nothing is normalised). Then the loss sees the weights w_ij only through g_i.u_j, and with P = dw/ds = 1 + s
+// With r_i = 1 / (denominator_i + 1e-12) let g_i = [r_i gy_i, -r_i gy_i.y_i] and u_j = [v_j, 1] (without the last component for
+// causal_dot_product, which is not normalised). The loss depends on the weights w_ij through g_i.u_j only. With P = dw/ds = 1 + s
 //
-//   d phi(q_i) = S_i g_i        S_i: sum of phi(k_j) u_j^T over earlier chunks, first the initial state, walking forward
-//   d phi(k_j) = R_j u_j        R_j: sum of phi(q_i) g_i^T over later chunks, first the final state's gradient, walking backward
+//   d phi(q_i) = S_i g_i        S_i: sum of phi(k_j) u_j^T over earlier chunks, starting from the initial state, chunks in order
+//   d phi(k_j) = R_j u_j        R_j: sum of phi(q_i) g_i^T over later chunks, starting from the final state's gradient, chunks in reverse
 //   d v_j      = phi(k_j)^T R_j + sum over the chunk of w_ij g_i      (the columns of v)
 //   d s_ij     = (g_i.u_j)(1 + s_ij), inside the chunk.
 //
-// The two walks are one piece of code: `own` is the side whose gradient is wanted and stands in lanes, `other` the side whose
-// features are summed up. They are independent, so a head is two jobs. The initial state's gradient is what R ends as.
+// Both directions are one function: `own` is the side whose gradient is computed, in lanes; `other` is the side whose features are summed.
+// They are independent, so a head is two jobs. The last R is the gradient of the initial state.
 #pragma once
 #include "taylor_linear_attention/taylor_linear_attention.hpp"
 
@@ -44,7 +44,7 @@ struct GradScratch {
   }
 };
 
-// Adds to dz [d][kPitch] what the gradient of the features is for z.
+// Adds the gradient of the features with respect to z to dz [d][kPitch].
 inline void features_backward(int64_t d, int64_t vectors, const float* z, const float* d_features, float* dz) {
   int64_t f = 1;
   auto pair = [&](int64_t i, int64_t j, float factor) {
@@ -68,7 +68,7 @@ inline void features_backward(int64_t d, int64_t vectors, const float* z, const 
   }
 }
 
-// Turns g.u into the gradient of the scores, row by row: rows stand for `other`, lanes for `own`.
+// Turns g.u into the gradient of the scores, row by row: rows are `other`, lanes are `own`.
 template <bool Taylor, bool Reverse>
 struct ScoreGradient {
   float* to;  // [other][kPitch]
@@ -138,7 +138,7 @@ void linear_grad_job(const LinearGradArgs& p, int64_t batch, int64_t head, const
     }
     pack_transposed(jrt::kFloat32, own_rows, 0, ld, 1, tokens, extended, 1.0f, own_t, kPitch);
 
-    // What the state says about this chunk, and the scores inside it.
+    // The state's part of the gradient, and the scores inside the chunk.
     Assign to_features{d_features, kPitch};
     gemm<true>(0, n, 0, width, Depth{extended, 0}, state, ld, own_t, kPitch, to_features);
     Assign to_scores{scores, kPitch};
@@ -204,7 +204,7 @@ void linear_grad_job(const LinearGradArgs& p, int64_t batch, int64_t head, const
   }
 }
 
-void linear_backward(const LinearGradArgs& p) {
+void linear_attention_backward(const LinearGradArgs& p) {
   const int64_t heads = p.batches * p.heads;
   if (heads == 0) return;
   const GradScratch at(p.features, p.dim, p.head_dim);

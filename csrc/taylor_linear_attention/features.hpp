@@ -1,6 +1,6 @@
 // The Taylor feature map, computed for vectors of tokens: feature f of kW tokens is one product of two vectors.
 //
-// Order (jrt_eval/kernels/features.py): 1; z_0..z_{d-1}; then rows s = 0..d/2 of z_i z_{(i+s) mod d}, the last row halved for even
+// Order (taylor_linear_attention/features.py): 1; z_0..z_{d-1}; then rows s = 0..d/2 of z_i z_{(i+s) mod d}, the last row halved for even
 // d; squares weigh 1/sqrt(2). Feature-major storage [feature][token] suits both products that use it: as A(token, feature) of
 // phi(q) S and as A(feature, token) of phi(k)^T V.
 #pragma once
@@ -97,7 +97,7 @@ inline void key_features(int64_t d, int64_t vectors, const float* z, const float
   for (; v < vectors; ++v) features_of<1>(d, z, weighted, weight, out, v * kW, nothing);
 }
 
-// Zeros for the keys and values of tokens with weight 0, whatever their memory holds: 0 * NaN is NaN. k is [d][kPitch], values [token][ld].
+// Zeros for the keys and values of tokens with weight 0, also if their memory has NaN: 0 * NaN is NaN. k is [d][kPitch], values [token][ld].
 inline void clear_masked(const float* weight, int64_t tokens, int64_t d, float* k, int64_t ld, float* values) {
   for (int64_t i = 0; i < tokens; ++i) {
     if (weight[i] != 0.0f) continue;
@@ -115,7 +115,7 @@ inline void add_rows(int64_t n, int64_t vectors, const float* features, float* k
   }
 }
 
-// Weights of keys (rows) for queries (columns) from their scores, causal; transposed, so that queries stand in lanes.
+// Weights of keys (rows) for queries (columns) from their scores, causal; transposed, so that queries are in lanes.
 // weight_jk = mask_j * (1 + s + s^2/2) for j <= i, or mask_j * s for plain features; their sums over j go to below[i].
 template <bool Taylor>
 struct Weigh {

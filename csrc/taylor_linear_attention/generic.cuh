@@ -35,7 +35,7 @@ struct GenericLayout {
   }
 };
 
-// Features of kTokens rows of z = x d^(-1/4), in the order of jrt_eval/kernels/features.py.
+// Features of kTokens rows of z = x d^(-1/4), in the order of taylor_linear_attention/features.py.
 JRT_DEVICE void expand(const float* z, float* phi, int d, int n, int thread) {
   for (int at = thread; at < kTokens * d; at += kGenericThreads) {
     const int row = at / d, i = at % d;
@@ -131,9 +131,9 @@ __global__ void generic_kernel(const LinearArgs a) {
         float below = 0.f;
         for (int e = part; e < n; e += 8) below = fmaf(phi[e], sums[e], below);
         for (int other = part; other <= row; other += 8) below += score[other];
-        below += from_xor(below, 1);
-        below += from_xor(below, 2);
-        below += from_xor(below, 4);
+        below += shuffle_xor(below, 1);
+        below += shuffle_xor(below, 2);
+        below += shuffle_xor(below, 4);
         y0 /= below + 1e-12f;
         y1 /= below + 1e-12f;
         if (a.denominator && row < count && part == 0 && first_column == 0)

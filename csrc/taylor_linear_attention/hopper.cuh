@@ -1,23 +1,23 @@
 // Causal linear attention with Taylor features on Hopper's tensor cores: bf16, feature dim 16, any head dim that is a multiple of 8.
 //
-// One warpgroup walks over one segment of one (row, head), for 64 columns of v, in chunks of 64 tokens. Per chunk:
+// One warp group processes one segment of one (row, head), for 64 columns of v, in chunks of 64 tokens. Per chunk:
 //   S += v^T phi(k)      64 x 160, float accumulators in registers; v and phi(k) from shared memory
 //   y = phi(q) S'^T + tril(p(q k^T)) v      phi(q) and p in registers; S' (S before this chunk, as bf16) and v from shared memory
 // and y is divided by phi(q) z + rowsum tril p, where p(s) = 1 + s + s^2/2. With bf16 operands and 153 features that is 49,408 FLOP and
 // 320 bytes per token and head: below the machine's balance, so the floor is one pass over q, k, v and y.
 //
-// The 153 symmetric features stand in ten blocks of 16: x_i; x_i x_{(i+s)%16} for s = 0..7; then x_i x_{i+8} for i = 0..7, the constant
-// (slot 152), a slot whose feature is 1 for q and 0 for k (there S' keeps what bf16 cuts off the constant's row), nothing. All weights
+// The 153 symmetric features are in ten blocks of 16: x_i; x_i x_{(i+s)%16} for s = 0..7; then x_i x_{i+8} for i = 0..7, the constant
+// (slot 152), a slot whose feature is 1 for q and 0 for k (there S' keeps the rounding error of the constant's row in bf16), nothing. All weights
 // go to q's side, where they are powers of two: 1/4 (linear), 1/16 (pairs), 1/32 (squares).
 //
-// phi(k) is written to shared memory once a chunk; phi(q) is made in the places where the products want it. The normaliser needs no
-// feature at all: phi(q) z = sum_j 1 + q'.k_j + (q'.k_j)^2 / 2 = n + q'.K + q'^T G q' / 2 with K = sum k_j and G = sum k_j k_j^T, 16 x 16, of
-// which each warp holds a part as the accumulator of small products.
+// phi(k) is written to shared memory once per chunk; phi(q) is computed in the registers that wgmma reads. The normaliser needs no
+// features: phi(q) z = sum_j 1 + q'.k_j + (q'.k_j)^2 / 2 = n + q'.K + q'^T G q' / 2 with K = sum k_j and G = sum k_j k_j^T, 16 x 16, of which
+// each warp has a part as the accumulator of small products.
 #pragma once
 #include <cstddef>
 
 #include "taylor_linear_attention/tensor_cores.cuh"
-#include "cuda/tiles.cuh"
+#include "cuda/tma.cuh"
 #include "cuda/wgmma.cuh"
 
 namespace jrt_cuda {
@@ -27,7 +27,7 @@ constexpr int kColumns = 64;   // of v, per block
 
 using Features = unsigned char[5][kChunk * 64];  // of a chunk's keys or a block's columns: [32 features][token or column][feature]
 struct HopperShared {
-  static constexpr int stages = 3;  // chunks that are there or on their way
+  static constexpr int stages = 3;  // chunks that have arrived or are being loaded
   alignas(1024) Features phi;       // phi(k)
   alignas(1024) Features state;     // S'
   alignas(1024) unsigned char v[stages][kChunk * 128];
@@ -36,7 +36,7 @@ struct HopperShared {
   alignas(256) unsigned char q[stages][kChunk * 32];
   float weight[stages][kChunk];  // the mask's numbers; 0 past the end; where there is a mask
   uint2 sums[4][32];             // of each warp and lane: two rows of G as bf16, or two dims of K
-  Arrival arrivals[stages];
+  Mbarrier mbarriers[stages];
 };
 
 // The same shared memory while only sums are wanted.
@@ -47,15 +47,15 @@ struct SumShared {
   alignas(1024) unsigned char v[stages][kChunk * 128];
   alignas(256) unsigned char k[stages][kChunk * 32];
   float weight[stages][kChunk];
-  Arrival arrivals[stages];
+  Mbarrier mbarriers[stages];
 };
 using LoneSums = SumShared<3>;     // three blocks fit on a multiprocessor
 using EncoderSums = SumShared<4>;  // what fits where outputs follow
-static_assert(sizeof(EncoderSums) <= offsetof(HopperShared, arrivals) && kChunk == kTileTokens);
+static_assert(sizeof(EncoderSums) <= offsetof(HopperShared, mbarriers) && kChunk == kTileTokens);
 
 struct HopperParams {
   PrefillParams prefill;
-  TileMap q, k, v, k_enc, v_enc;
+  TensorMap q, k, v, k_enc, v_enc;
 };
 
 // The sums that the normaliser is made of. Warps 0 and 1 hold 8 columns of G each, as accumulators; of warp 1 the upper and lower 8 rows
@@ -69,7 +69,7 @@ JRT_DEVICE int sum_column(int warp, int t, int e) { return (warp & 1) * 8 + 2 * 
 
 // One run of chunks: a segment of the sequence, or the encoder's tokens.
 struct Run {
-  const TileMap *q, *k, *v;
+  const TensorMap *q, *k, *v;
   const float* mask;  // null: all tokens are there
   int row, head, column, first;  // where the run begins
   int tokens, loaded;
@@ -80,17 +80,17 @@ struct Run {
 template <bool queries, bool masked, typename Shared>
 JRT_DEVICE void load_chunk(Shared& sh, Run& run, int stage, int thread) {
   if (thread == 0) {
-    Arrival& at = sh.arrivals[stage];
+    Mbarrier& at = sh.mbarriers[stage];
     const int token = run.first + run.loaded;
-    expect(at, kChunk * (128 + (queries ? 64 : 32)));
-    if constexpr (queries) load_tile(sh.q[stage], *run.q, at, 0, run.head, token, run.row);
-    load_tile(sh.k[stage], *run.k, at, 0, run.head, token, run.row);
-    load_tile(sh.v[stage], *run.v, at, run.column, run.head, token, run.row);
+    expect_bytes(at, kChunk * (128 + (queries ? 64 : 32)));
+    if constexpr (queries) tma_load(sh.q[stage], *run.q, at, 0, run.head, token, run.row);
+    tma_load(sh.k[stage], *run.k, at, 0, run.head, token, run.row);
+    tma_load(sh.v[stage], *run.v, at, run.column, run.head, token, run.row);
   }
   if (masked && thread < kChunk) {
     const bool there = run.loaded + thread < run.tokens;
     if (run.mask) {
-      copy4(&sh.weight[stage][thread], run.mask + run.loaded + thread, there);
+      cp_async4(&sh.weight[stage][thread], run.mask + run.loaded + thread, there);
     } else {
       sh.weight[stage][thread] = there ? 1.f : 0.f;
     }
@@ -171,11 +171,11 @@ JRT_DEVICE void expand_keys(Features& out, const Key& key, const float* weights,
 }
 
 // S += v^T phi(k), issued and committed; the caller waits.
-JRT_DEVICE void update_state(float (&s)[80], Operand values, Operand phi) {
-  products_begin();
+JRT_DEVICE void update_state(float (&s)[80], MatrixDescriptor values, MatrixDescriptor phi) {
+  wgmma_fence();
 #pragma unroll
-  for (int step = 0; step < 4; ++step) multiply(s, further(values, step * 2048), further(phi, step * 1024));
-  products_commit();
+  for (int step = 0; step < 4; ++step) wgmma(s, further(values, step * 2048), further(phi, step * 1024));
+  wgmma_commit();
 }
 
 // The chunk's own part of G, K and n.
@@ -185,7 +185,7 @@ JRT_DEVICE void update_sums(Sums& sums, const unsigned char* k, const float* wei
 #pragma unroll
   for (int step = 0; step < 4; ++step) {
     uint32_t x[4];  // dims g (tokens 2t..), 8 + g, then the same at tokens 8 + 2t..; in warps 1 and 3 dims 8 + g first
-    load_transposed(x, k + swizzled32(16 * step + (matrix >> 1) * 8 + (lane & 7), (matrix ^ warp) & 1));
+    ldmatrix_transposed(x, k + swizzled32(16 * step + (matrix >> 1) * 8 + (lane & 7), (matrix ^ warp) & 1));
     const float* w = weights + 16 * step + 2 * t;
     const uint32_t early = masked ? pack(w[0], w[1]) : pack(1.f, 1.f), late = masked ? pack(w[8], w[9]) : pack(1.f, 1.f);
     if (masked) keep_present(x, w);
@@ -201,15 +201,15 @@ JRT_DEVICE void update_sums(Sums& sums, const unsigned char* k, const float* wei
   if (masked) {
     float whole = to_float(from_float<bf16>(weights[lane])) + to_float(from_float<bf16>(weights[lane + 32]));
 #pragma unroll
-    for (int by = 1; by < 32; by *= 2) whole += from_xor(whole, by);
+    for (int by = 1; by < 32; by *= 2) whole += shuffle_xor(whole, by);
     sums.count += whole;
   } else {
     sums.count += float(left < kChunk ? left : kChunk);
   }
 }
 
-// The same sums over a run whose chunks need no outputs: each warp takes 16 tokens of a chunk, which reads a quarter of what update_sums
-// does, and they are added up over the warps at the end.
+// The same sums over a run without outputs. Each warp takes 16 tokens of a chunk and so reads a quarter of what update_sums reads; the
+// warps' sums are added at the end.
 struct LooseSums {
   float part[3][4];  // G's first and last 8 columns, and K in each column, of this warp's tokens
   float count;       // masked: of this lane's tokens; else of all
@@ -219,7 +219,7 @@ template <bool masked>
 JRT_DEVICE void update_loose(LooseSums& sums, const unsigned char* k, const float* weights, int left, int warp, int lane) {
   const int t = lane & 3, matrix = lane >> 3;
   uint32_t x[4];  // dims g (tokens 2t..), 8 + g, then the same at tokens 8 + 2t..
-  load_transposed(x, k + swizzled32(16 * warp + (matrix >> 1) * 8 + (lane & 7), matrix & 1));
+  ldmatrix_transposed(x, k + swizzled32(16 * warp + (matrix >> 1) * 8 + (lane & 7), matrix & 1));
   const float* w = weights + 16 * warp + 2 * t;
   const uint32_t early = masked ? pack(w[0], w[1]) : 0u, late = masked ? pack(w[8], w[9]) : 0u;
   if (masked) keep_present(x, w);
@@ -261,7 +261,7 @@ JRT_DEVICE void gather_loose(Sums& sums, float* room, const LooseSums& loose, in
   } else {
     float tokens = whole(12, lane);
 #pragma unroll
-    for (int by = 1; by < 32; by *= 2) tokens += from_xor(tokens, by);
+    for (int by = 1; by < 32; by *= 2) tokens += shuffle_xor(tokens, by);
     sums.count += tokens;
   }
 }
@@ -279,64 +279,64 @@ JRT_DEVICE void share_sums(HopperShared& sh, const Sums& sums, int warp, int lan
 }
 
 template <int count>
-JRT_DEVICE void start_arrivals(Arrival (&arrivals)[count]) {
-  for (Arrival& each : arrivals) start_arrival(each);
+JRT_DEVICE void mbarriers_init(Mbarrier (&mbarriers)[count]) {
+  for (Mbarrier& each : mbarriers) mbarrier_init(each);
 }
 
-// Starts a run: its first chunks on their way to shared memory.
+// Starts a run: issues the loads of its first chunks.
 template <bool queries, bool masked, typename Shared>
 JRT_DEVICE void load_first(Shared& sh, Run& run, int thread) {
 #pragma unroll
   for (int ahead = 0; ahead < Shared::stages - 1; ++ahead) {
     if (run.loaded < run.tokens) load_chunk<queries, masked>(sh, run, ahead, thread);
-    if (masked) commit_copies();
+    if (masked) cp_async_commit();
   }
 }
 
-// Sends for the chunk that takes the place of the one before `stage`, which nobody may be reading any more.
+// Issues the loads of the chunk that replaces the one before `stage`. No warp may read that one any more.
 template <bool queries, bool masked, typename Shared>
 JRT_DEVICE void load_next(Shared& sh, Run& run, int stage, int thread) {
   if (run.loaded < run.tokens) load_chunk<queries, masked>(sh, run, stage == 0 ? Shared::stages - 1 : stage - 1, thread);
-  if (masked) commit_copies();
+  if (masked) cp_async_commit();
 }
 
-// Where a run stands: which stage its chunk is in, and in which round the stages are.
+// The stage of a run's chunk, and the parity of that stage's mbarrier.
 template <typename Shared>
-struct Place {
-  int stage = 0, round = 0;
+struct Position {
+  int stage = 0, parity = 0;
   JRT_DEVICE void next() {
-    if (++stage == Shared::stages) stage = 0, round ^= 1;
+    if (++stage == Shared::stages) stage = 0, parity ^= 1;
   }
 };
 
-JRT_DEVICE Operand features_operand(const Features& x) { return operand(x, kChunk * 64, 512, kBytes64); }
-JRT_DEVICE Operand values_operand(const unsigned char* v) { return operand(v, 0, 1024, kBytes128); }
+JRT_DEVICE MatrixDescriptor features_descriptor(const Features& x) { return matrix_descriptor(x, kChunk * 64, 512, kBytes64); }
+JRT_DEVICE MatrixDescriptor values_descriptor(const unsigned char* v) { return matrix_descriptor(v, 0, 1024, kBytes128); }
 
-// S and the sums over a run of chunks that has no queries. A chunk's features are made while the one before is being multiplied, and there
-// is one barrier to a chunk: behind it this chunk's features are there, the chunk before is done with, and the next one's weights are there.
+// S and the sums over a run of chunks without queries. A chunk's features are computed while wgmma multiplies those of the previous chunk.
+// There is one __syncthreads per chunk. After it, this chunk's features and the next chunk's weights are complete and the previous chunk is free.
 template <bool masked, typename Shared>
 JRT_DEVICE void sum_up(float (&s)[80], Sums& sums, Shared& sh, Run run, int thread) {
   const int chunks = run.chunks(), warp = thread >> 5, lane = thread & 31;
   if (chunks == 0) return;
-  const Operand values = values_operand(sh.v[0]), phi = features_operand(sh.phi[0]);
+  const MatrixDescriptor values = values_descriptor(sh.v[0]), phi = features_descriptor(sh.phi[0]);
   load_first<false, masked>(sh, run, thread);
   if (masked) {
-    wait_copies<Shared::stages - 2>();
+    cp_async_wait<Shared::stages - 2>();
     __syncthreads();
   }
   LooseSums loose{};
-  Place<Shared> at;
+  Position<Shared> at;
   auto prepare = [&](int chunk) {
     const int left = run.tokens - chunk * kChunk;
-    wait_for(sh.arrivals[at.stage], at.round);
+    mbarrier_wait(sh.mbarriers[at.stage], at.parity);
     const Key key(sh.k[at.stage], thread & 63);
     update_loose<masked>(loose, sh.k[at.stage], sh.weight[at.stage], left, warp, lane);
     expand_keys<masked>(sh.phi[chunk & 1], key, sh.weight[at.stage], left, thread);
     if (masked) clear_masked(sh.v[at.stage], sh.weight[at.stage], thread);
-    publish_shared();
-    if (masked) wait_copies<Shared::stages - 3>();
+    fence_async_proxy();
+    if (masked) cp_async_wait<Shared::stages - 3>();
   };
-  // The first chunk by itself: in the loop the compiler would take the sums' start for a write between products, and wait for each.
+  // The first chunk is outside the loop: inside, the compiler would see the initial sums as a write between products, and wait for each.
   prepare(0);
   __syncthreads();
   update_state(s, values, phi);
@@ -344,18 +344,18 @@ JRT_DEVICE void sum_up(float (&s)[80], Sums& sums, Shared& sh, Run run, int thre
   for (int chunk = 1; chunk < chunks; ++chunk) {
     at.next();
     prepare(chunk);
-    products_wait<0>();
+    wgmma_wait<0>();
     __syncthreads();
     update_state(s, further(values, at.stage * kChunk * 128), further(phi, (chunk & 1) * int(sizeof(Features))));
     load_next<false, masked>(sh, run, at.stage, thread);
   }
-  products_wait<0>();
-  if (masked) wait_copies<0>();
-  publish_shared();
+  wgmma_wait<0>();
+  if (masked) cp_async_wait<0>();
+  fence_async_proxy();
   __syncthreads();
-  if (thread == 0) {  // tiles of another run may come to where these stand
-    for (Arrival& each : sh.arrivals) end_arrival(each);
-    publish_shared();
+  if (thread == 0) {  // another run may load tiles into the memory of these mbarriers
+    for (Mbarrier& each : sh.mbarriers) mbarrier_invalidate(each);
+    fence_async_proxy();
   }
   gather_loose<masked>(sums, reinterpret_cast<float*>(sh.phi), loose, warp, lane);
 }
@@ -389,7 +389,7 @@ JRT_DEVICE void weigh(uint32_t (&weights)[4][4], float (&whole)[2], const float 
     }
 }
 
-// The weight of a slot's feature against that of jrt_eval/kernels/features.py, and its place there (-1: none).
+// The weight of a slot's feature against that of taylor_linear_attention/features.py, and its place there (-1: none).
 JRT_DEVICE int slot_place(int slot, float& weight) {
   if (slot < 16) {
     weight = 0.5f;
@@ -415,22 +415,22 @@ hopper_kernel(const __grid_constant__ HopperParams params) {
   const int bh = blockIdx.x, segment = blockIdx.y, first_column = blockIdx.z * kColumns;
   const int64_t b = bh / a.heads, h = bh % a.heads;
   const int f = int(a.head_dim), columns = f - first_column < kColumns ? f - first_column : kColumns;
-  // Where only sums are computed, an encoder's segments come before the others.
+  // If only sums are computed, an encoder's segments come before the others.
   const bool early = !outputs && segment < a.segments_enc;
   const int64_t begin = early ? segment * p.segment_enc : (outputs ? segment : segment - a.segments_enc) * p.segment;
   auto until = [&](int64_t tokens, int64_t length) { return begin + tokens < length ? begin + tokens : length; };
 
-  auto run_over = [&](const TileMap& k, const TileMap& v, const float* mask, int64_t first, int64_t tokens) {
+  auto run_over = [&](const TensorMap& k, const TensorMap& v, const float* mask, int64_t first, int64_t tokens) {
     return Run{&params.q, &k, &v, mask ? mask + first : nullptr, int(b), int(h), first_column, int(first), int(tokens), 0};
   };
   if (thread == 0) {
     if constexpr (outputs) {
-      start_arrivals(reinterpret_cast<EncoderSums*>(raw)->arrivals);
-      start_arrivals(reinterpret_cast<HopperShared*>(raw)->arrivals);
+      mbarriers_init(reinterpret_cast<EncoderSums*>(raw)->mbarriers);
+      mbarriers_init(reinterpret_cast<HopperShared*>(raw)->mbarriers);
     } else {
-      start_arrivals(reinterpret_cast<LoneSums*>(raw)->arrivals);
+      mbarriers_init(reinterpret_cast<LoneSums*>(raw)->mbarriers);
     }
-    publish_arrivals();
+    fence_mbarrier_init();
   }
   __syncthreads();
   const float* mask = masked && a.mask ? a.mask + b * a.length : nullptr;
@@ -469,8 +469,8 @@ hopper_kernel(const __grid_constant__ HopperParams params) {
       sum_up<masked>(s, sums, *reinterpret_cast<EncoderSums*>(raw), encoder, thread);
     }
     HopperShared& sh = *reinterpret_cast<HopperShared*>(raw);
-    const Operand phi_k = features_operand(sh.phi), state = features_operand(sh.state), first_values = values_operand(sh.v[0]),
-                  first_keys = operand(sh.k[0], 0, 256, kBytes32);
+    const MatrixDescriptor phi_k = features_descriptor(sh.phi), state = features_descriptor(sh.state);
+    const MatrixDescriptor first_values = values_descriptor(sh.v[0]), first_keys = matrix_descriptor(sh.k[0], 0, 256, kBytes32);
     const uint32_t quarter = pack(0.25f, 0.25f), sixteenth = pack(0.0625f, 0.0625f), thirtysecond = pack(0.03125f, 0.03125f);
     load_first<true, masked>(sh, run, thread);
     share_sums(sh, sums, warp, lane);
@@ -483,18 +483,18 @@ hopper_kernel(const __grid_constant__ HopperParams params) {
     uint32_t at_query[8];  // of row g's dims 2 (t + n), + 1
 #pragma unroll
     for (int n = 0; n < 8; ++n) at_query[n] = swizzled32(g, (t + n) >> 2 & 1) + ((t + n) & 3) * 4;
-    Place<HopperShared> at;
+    Position<HopperShared> at;
     for (int chunk = 0; chunk < run.chunks(); ++chunk, at.next()) {
       const int stage = at.stage;
-      if (masked) wait_copies<HopperShared::stages - 2>();
+      if (masked) cp_async_wait<HopperShared::stages - 2>();
       __syncthreads();
       load_next<true, masked>(sh, run, stage, thread);
-      wait_for(sh.arrivals[stage], at.round);
+      mbarrier_wait(sh.mbarriers[stage], at.parity);
       const unsigned char* const k = sh.k[stage];
       const int left = run.tokens - chunk * kChunk;
-      const Operand values = further(first_values, stage * kChunk * 128);
+      const MatrixDescriptor values = further(first_values, stage * kChunk * 128);
 
-      // Which 16 tokens this warp answers for: warps have more work the later their tokens, so blocks take turns.
+      // The 16 tokens whose outputs this warp computes. Later tokens are more work, so neighbouring blocks use opposite orders.
       const int tile = (chunk + bh) & 1 ? 3 - warp : warp;
       const Key key(k, thread & 63);
       uint32_t x[2][8];  // row g + 8 up: q at dims (2 (t + n), + 1) % 16
@@ -503,7 +503,7 @@ hopper_kernel(const __grid_constant__ HopperParams params) {
 #pragma unroll
         for (int n = 0; n < 8; ++n)
           x[up][n] = *reinterpret_cast<const uint32_t*>(sh.q[stage] + 512 * tile + 256 * up + at_query[n]);
-      // The small products first: behind the large ones they would have to wait. G q, and the sums.
+      // The small products first, G q and the sums: after the large ones they would have to wait.
       const uint32_t query[4] = {x[0][0], x[1][0], x[0][4], x[1][4]};
       float turned[2][4] = {};
       const uint2 near = sh.sums[0][lane], far = sh.sums[1][lane], first = sh.sums[2][lane], last = sh.sums[3][lane];
@@ -538,15 +538,15 @@ hopper_kernel(const __grid_constant__ HopperParams params) {
               if (t == 0) r[2 + up] = pack(constant, constant - to_float(from_float<bf16>(constant)));
             }
           }
-          store_matrices(sh.state[block >> 1] + swizzled64(column, (block & 1) * 2 + (matrix >> 1)), r[0], r[1], r[2], r[3]);
+          stmatrix(sh.state[block >> 1] + swizzled64(column, (block & 1) * 2 + (matrix >> 1)), r[0], r[1], r[2], r[3]);
         }
       }
-      publish_shared();
+      fence_async_proxy();
       __syncthreads();
       float scores[32];  // of all pairs of tokens
-      products_begin();
-      multiply<false>(scores, query, further(first_keys, stage * kChunk * 32), false);
-      products_commit();
+      wgmma_fence();
+      wgmma<false>(scores, query, further(first_keys, stage * kChunk * 32), false);
+      wgmma_commit();
       update_state(s, values, phi_k);
       share_sums(sh, sums, warp, lane);
 
@@ -570,14 +570,14 @@ hopper_kernel(const __grid_constant__ HopperParams params) {
         phi[9][2 + up] = t == 0 ? pack(1.f, 1.f) : 0u;
       }
       float o[32];
-      products_begin();
+      wgmma_fence();
 #pragma unroll
       for (int block = 0; block < 10; ++block)
-        multiply<false>(o, phi[block], further(state, (block >> 1) * kColumns * 64 + (block & 1) * 32), block > 0);
-      products_commit();
+        wgmma<false>(o, phi[block], further(state, (block >> 1) * kColumns * 64 + (block & 1) * 32), block > 0);
+      wgmma_commit();
 
       // tril(p) v
-      products_wait<2>();
+      wgmma_wait<2>();
       uint32_t weights[4][4];
       switch (tile) {
         case 0: weigh<0, masked>(weights, whole, scores, sh.weight[stage], lane); break;
@@ -585,16 +585,16 @@ hopper_kernel(const __grid_constant__ HopperParams params) {
         case 2: weigh<2, masked>(weights, whole, scores, sh.weight[stage], lane); break;
         default: weigh<3, masked>(weights, whole, scores, sh.weight[stage], lane);
       }
-      products_begin();
+      wgmma_fence();
 #pragma unroll
-      for (int step = 0; step < 4; ++step) multiply<true>(o, weights[step], further(values, step * 2048), true);
-      products_commit();
+      for (int step = 0; step < 4; ++step) wgmma<true>(o, weights[step], further(values, step * 2048), true);
+      wgmma_commit();
 
       float inverse[2];
 #pragma unroll
       for (int up = 0; up < 2; ++up) {
-        whole[up] += from_xor(whole[up], 1);
-        whole[up] += from_xor(whole[up], 2);
+        whole[up] += shuffle_xor(whole[up], 1);
+        whole[up] += shuffle_xor(whole[up], 2);
         inverse[up] = reciprocal(whole[up] + kEps);
       }
       const int rows = left - 16 * tile;  // of this block of 16 that are there
@@ -604,16 +604,16 @@ hopper_kernel(const __grid_constant__ HopperParams params) {
         for (int up = 0; up < 2; ++up)
           if (g + 8 * up < rows) to[8 * up * a.heads] = whole[up];
       }
-      products_wait<0>();
+      wgmma_wait<0>();
 
       // Through this warp's part of shared memory, so that rows leave as a whole.
 #pragma unroll
       for (int j = 0; j < 8; j += 2) {
         const float* y = o + 4 * j;
-        store_matrices(flipped(put, j * 16), pack(y[0] * inverse[0], y[1] * inverse[0]), pack(y[2] * inverse[1], y[3] * inverse[1]),
+        stmatrix(flipped(put, j * 16), pack(y[0] * inverse[0], y[1] * inverse[0]), pack(y[2] * inverse[1], y[3] * inverse[1]),
                        pack(y[4] * inverse[0], y[5] * inverse[0]), pack(y[6] * inverse[1], y[7] * inverse[1]));
       }
-      warp_barrier();
+      syncwarp();
       bf16* to = y_at + int64_t(16 * tile) * y_step;
 #pragma unroll
       for (int n = 0; n < 4; ++n) {

@@ -1,8 +1,8 @@
-// A decode step that reads its arguments directly from tensors. At batch 1 the step computes for some 15 microseconds, and each attribute
-// of a tensor read from Python costs 0.1 (shape, strides, dtype, device and address of five tensors would be 3).
+// A decode step that reads its arguments directly from tensors. At batch 1 the step computes for about 15 microseconds, and reading shape,
+// strides, dtype, device and address of five tensors in Python would take 3 more.
 //
-// Rejects unusual input; Python then falls back to the fully checked path, which raises the error. Python has checked before what only
-// it knows: gradients and tracing.
+// Rejects unusual input; Python then falls back to the fully checked path, which raises the error. Gradients and tracing are checked in
+// Python before.
 #pragma once
 #include "common/dlpack.hpp"
 #include "taylor_linear_attention/overlap.hpp"
@@ -63,7 +63,7 @@ class QuickStep {
   }
 
  private:
-  // Whether a tensor is no lazily negated view. Asking PyTorch costs 60 nanoseconds, so the answers of recent tensors are kept.
+  // Whether a tensor is not a lazily negated view. Asking PyTorch costs 60 nanoseconds, so the answers of recent tensors are kept.
   bool positive(PyObject* tensor) const {
     PyObject*& known = known_[(reinterpret_cast<std::uintptr_t>(tensor) >> 4) % kKnown];
     if (known && referent(known) == tensor) return true;
@@ -77,7 +77,7 @@ class QuickStep {
     return true;
   }
 
-  // What a weak reference refers to, borrowed from the caller, who holds it; or null.
+  // The referent of a weak reference, borrowed: the caller owns it. Null if there is none.
   static PyObject* referent(PyObject* weak) {
 #if PY_VERSION_HEX >= 0x030d0000
     PyObject* found = nullptr;

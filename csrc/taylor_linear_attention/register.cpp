@@ -20,7 +20,7 @@ void prefill(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& kv
   p.taylor = true;
   p.threads = threads;
   const py::gil_scoped_release unlocked;
-  jrt::kernels().linear(p);
+  jrt::kernels().linear_attention(p);
 }
 
 void encode(const Tensor& k, const Tensor& v, const Tensor& mask, const Tensor& kv_out, const Tensor& k_sum_out, int threads) {
@@ -37,7 +37,7 @@ void backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k
   p.mask = mask.as<float>();
   p.taylor = true;
   const py::gil_scoped_release unlocked;
-  jrt::kernels().linear_grad(p);
+  jrt::kernels().linear_attention_backward(p);
 }
 
 void step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& kv, const Tensor& k_sum, const Tensor& decay,
@@ -45,7 +45,7 @@ void step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& kv, c
   auto p = jrt::step_args<jrt::StepArgs>(q, k, v, kv, k_sum, decay, y);
   p.threads = threads;
   const py::gil_scoped_release unlocked;
-  jrt::kernels().step(p);
+  jrt::kernels().taylor_linear_attention_step(p);
 }
 
 jrt::QuickStep quick;
@@ -65,7 +65,7 @@ PyObject* quick_step(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   PyThreadState* held = PyEval_SaveThread();
   bool failed = false;
   try {
-    jrt::kernels().step(p);
+    jrt::kernels().taylor_linear_attention_step(p);
   } catch (const std::bad_alloc&) {
     failed = true;
   }

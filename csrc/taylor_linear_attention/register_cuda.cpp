@@ -20,13 +20,13 @@ void prefill(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k_
   p.y = y.data, p.denominator = denominator.as<float>();
   p.scratch = scratch.as<float>(), p.segments = segments, p.segments_enc = segments_enc;
   p.taylor = true;
-  jrt_cuda::check(jrt_cuda::linear(p, jrt_cuda::Kernel(kernel), jrt_cuda::stream_at(stream)));
+  jrt_cuda::check(jrt_cuda::linear_attention(p, jrt_cuda::Kernel(kernel), jrt_cuda::stream_at(stream)));
 }
 
 void step(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& kv, const Tensor& k_sum, const Tensor& decay, const Tensor& y,
           StreamAddress stream) {
   const auto p = jrt::step_args<jrt_cuda::StepArgs>(q, k, v, kv, k_sum, decay, y);
-  jrt_cuda::check(jrt_cuda::step(p, jrt_cuda::stream_at(stream)));
+  jrt_cuda::check(jrt_cuda::taylor_linear_attention_step(p, jrt_cuda::stream_at(stream)));
 }
 
 }  // namespace
@@ -41,6 +41,6 @@ void jrt_cuda::register_taylor_linear_attention(py::module_& m) {
         "into `segments_enc`; scratch has (batch * heads, parts, features * (head_dim + 1)) floats if there is more than one. kernel: 0\n"
         "for any sizes, 1 for tensor cores, 2 for Hopper; decay is for 0 and an encoder for 2. Writes y (like v, contiguous),\n"
         "denominator (batch, length, heads) or None, kv_out (batch, heads, features, head_dim) and k_sum_out, float32.");
-  m.def("taylor_linear_attention_step", &::step, arg("q"), arg("k"), arg("v"), arg("kv"), arg("k_sum"), arg("decay"), arg("y"),
+  m.def("taylor_linear_attention_step", &step, arg("q"), arg("k"), arg("v"), arg("kv"), arg("k_sum"), arg("decay"), arg("y"),
         arg("stream"), "A decode step: updates kv and k_sum in place and writes y (batch, heads, head_dim), contiguous.");
 }

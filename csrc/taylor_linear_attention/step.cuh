@@ -1,4 +1,4 @@
-// One token of linear attention: the state is read once and written once, in place, and everything else stays on the chip.
+// One token of linear attention: the state is read once and written once, in place; everything else stays in registers and shared memory.
 #pragma once
 #include "cuda/args.hpp"
 #include "cuda/device.cuh"
@@ -7,7 +7,7 @@ namespace jrt_cuda {
 
 constexpr int kStepThreads = 256;
 constexpr int kMostFeatures = 561;  // feature dim 32
-constexpr int kStepAhead = 5;       // pieces of the state that a thread asks for before it needs them
+constexpr int kStepAhead = 5;       // pieces of the state that a thread loads ahead
 constexpr int kStepSums = (kMostFeatures + kStepThreads - 1) / kStepThreads;  // features of k_sum per thread
 
 template <int wide>
@@ -15,8 +15,8 @@ struct alignas(4 * wide) Columns {
   float at[wide];
 };
 
-// A block per (row, head). `Wide` columns of the state per thread: 4 where rows are aligned to 16 bytes, else 1. What a thread reads is
-// on its way, of the state the first pieces, while the features are computed.
+// A block per (row, head). `wide` columns of the state per thread: 4 if rows are aligned to 16 bytes, else 1. The loads of the inputs
+// and of the first pieces of the state are in flight while the features are computed.
 template <typename T, int wide>
 __global__ void
 #ifndef JRT_EMULATE
@@ -36,14 +36,14 @@ step_kernel(const StepArgs a) {
   float* const state = a.kv + bh * n * f + column;
   auto at_row = [&](int e) { return reinterpret_cast<Columns<wide>*>(state + int64_t(e) * f); };
   Columns<wide> ahead[kStepAhead];
-  auto send_for = [&](int first) {
+  auto load_ahead = [&](int first) {
 #pragma unroll
     for (int i = 0; i < kStepAhead; ++i)
       if (first + i * rows < n) ahead[i] = *at_row(first + i * rows);
   };
   float y[wide] = {}, value[wide] = {}, k_sums[kStepSums];
   if (active) {
-    send_for(first_row);
+    load_ahead(first_row);
 #pragma unroll
     for (int c = 0; c < wide; ++c)
       value[c] = to_float(static_cast<const T*>(a.v.data)[b * a.v.batch + h * a.v.head + (column + c) * a.v.dim]);
@@ -87,7 +87,7 @@ step_kernel(const StepArgs a) {
     a.k_sum[bh * n + e] = sum;
     under = fmaf(fq[e], sum, under);
   }
-  for (int by = 16; by > 0; by >>= 1) under += from_xor(under, by);
+  for (int by = 16; by > 0; by >>= 1) under += shuffle_xor(under, by);
   if ((thread & 31) == 0) below[thread / 32] = under;
 
   if (active) {
@@ -95,7 +95,7 @@ step_kernel(const StepArgs a) {
       Columns<wide> now[kStepAhead];
 #pragma unroll
       for (int i = 0; i < kStepAhead; ++i) now[i] = ahead[i];
-      send_for(first + kStepAhead * rows);
+      load_ahead(first + kStepAhead * rows);
 #pragma unroll
       for (int i = 0; i < kStepAhead; ++i) {
         const int e = first + i * rows;

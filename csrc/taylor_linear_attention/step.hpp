@@ -1,7 +1,7 @@
-// One decode step of Taylor linear attention: a single pass over the state, which is read, updated, written and used at once.
+// One decode step of Taylor linear attention: one pass reads the state, updates it, writes it and uses it for the output.
 //
-// Per head 4nF FLOPs for 8nF bytes of state: memory traffic, not arithmetic, so the state is touched once and the features are
-// made beside it (rows of d products of z with a rotation of itself: unaligned loads from z written twice, no gathers).
+// Per head it is 4nF FLOPs for 8nF bytes of state, so memory traffic is the limit. Features are rows of d products of z with a rotation
+// of z: unaligned loads from two copies of z, without gathers.
 #pragma once
 #include "taylor_linear_attention/features.hpp"
 #include "common/parallel.hpp"
@@ -67,7 +67,7 @@ JRT_INLINE void step_group(const StepArgs& p, int64_t n, const float* fq, const 
   }
 }
 
-void taylor_step(const StepArgs& p) {
+void taylor_linear_attention_step(const StepArgs& p) {
   const int64_t heads = p.batches * p.heads, n = p.features, d = p.dim;
   if (heads == 0) return;
   const int threads = threads_for(heads, 2 * heads * n * p.head_dim, p.threads);

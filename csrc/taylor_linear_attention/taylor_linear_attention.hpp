@@ -1,23 +1,23 @@
-// taylor_linear_attention, encode_prefix, causal_dot_product: one walk over chunks of 64 tokens per batch row and head.
+// taylor_linear_attention, encode_prefix, causal_dot_product: each batch row and head is computed in chunks of 64 tokens.
 //
-// Two matrices side by side in scratch hold everything a chunk needs:
+// A chunk is computed from two matrices in scratch memory:
 //
 //        A = [ phi(q)^T ]  n x 64        B = [ S ]  n x F      S: sum of phi(k) v^T over all earlier chunks
 //            [    P^T   ]  64 x 64           [ V ]  64 x F     P: causal weights inside the chunk
 //
-// so that the numerators are one product y = A^T B whose depth grows with the row (the part of P beyond the diagonal is not
-// visited), divided by the denominators as it is written. Then S += phi(k)^T V. S stays where it is from chunk to chunk.
+// The numerators are one product y = A^T B whose depth grows with the row: the part of P beyond the diagonal is skipped. The product is
+// divided by the denominators when it is stored. Then S += phi(k)^T V, in place.
 //
-// A token's heads lie side by side in memory, and one head's tokens kilobytes apart. So a few heads of a row are walked together, chunk
-// by chunk and in each chunk head by head: what lies side by side is read within one chunk, and a page is looked up once for all.
+// A token's heads are adjacent in memory, and one head's tokens are kilobytes apart. So a job takes several heads of a row, chunk by chunk
+// and in each chunk head by head. Adjacent memory is then read within one chunk, and a page is looked up once for all heads.
 //
 // Decay a (numerators only): with t_i the number of unmasked tokens of the chunk up to i, phi(q_i) is scaled by a^t_i, P_ij by
 // a^(t_i - t_j), V_j in the update by a^(t_last - t_j) and S by a^t_last, all after the denominators are taken.
 //
-// Where there are fewer rows x heads than threads, a head's columns of V are shared out: features and scores are computed again,
-// but every output is the same sum in the same order, so results do not depend on the number of threads at all. Where even that
-// leaves threads idle, the sequence is cut into segments: each one's sums are taken first (2nF FLOPs per token), then added up to
-// the state that each starts from, then every segment is walked as above (4nF). Those results agree but for rounding.
+// If there are fewer rows x heads than threads, threads share a head's columns of V. Each computes the features and scores again, but
+// every output is the same sum in the same order, so results do not depend on the number of threads. If threads are still idle, the
+// sequence is cut into segments: first the sums of each segment (2nF FLOPs per token), then the initial state of each segment, then the
+// outputs as above (4nF). These results differ by rounding.
 #pragma once
 #include "taylor_linear_attention/features.hpp"
 #include "common/parallel.hpp"
@@ -204,7 +204,7 @@ void linear_job(const LinearArgs& p, int64_t batch, int64_t head, int64_t heads,
 
 constexpr int64_t kSegment = 8 * kChunk;  // tokens at least: a segment's sums must be worth the extra pass
 
-// What segment `g`'s sums are worth decayed to its end: a^(unmasked tokens).
+// The decay over a segment: a^(unmasked tokens).
 inline float segment_decay(const LinearArgs& p, int64_t bh, int64_t start, int64_t stop) {
   int64_t tokens = stop - start;
   if (p.mask) {
@@ -216,7 +216,7 @@ inline float segment_decay(const LinearArgs& p, int64_t bh, int64_t start, int64
 
 constexpr int64_t kTogether = 224 << 10;  // bytes of states and values: with one head's features they fit a cache of 512 KB
 
-// Heads of one job: as many as the cache holds, unless threads would wait for each other longer than with one head each.
+// Heads of one job: as many as fit the cache, or fewer if threads would otherwise wait longer for each other.
 inline int64_t heads_together(const LinearArgs& p, int64_t columns) {
   const int64_t threads = p.threads > 1 ? p.threads : 1, room = kTogether / (4 * (p.features + kChunk) * columns);
   auto longest = [&](int64_t each) {  // heads that the busiest thread computes
@@ -280,7 +280,7 @@ void linear_attention(const LinearArgs& p) {
   };
   if (segments > 1) {
     parallel_for(jobs * (segments - 1), threads, [&](int64_t job, int thread) { run(job, thread, true); });
-    // Sums of segments become states: what segment g + 1 starts from stands where segment g's sums stood.
+    // Sums of segments become states: the initial state of segment g + 1 replaces the sums of segment g.
     parallel_for(heads, threads, [&](int64_t bh, int) {
       for (int64_t g = 0; g + 1 < segments; ++g) {
         const float* before = g > 0 ? kv_of(g - 1, bh) : p.kv_in ? p.kv_in + bh * matrix : nullptr;

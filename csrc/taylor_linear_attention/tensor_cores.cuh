@@ -1,10 +1,10 @@
 // Causal linear attention with Taylor features on the tensor cores: 16-bit inputs, feature dim d <= 16, head dim <= 128.
 //
-// A block walks over one segment of one (row, head) in chunks of 64 tokens and holds the state, 160 x F, in its registers as
-// float accumulators. Of a chunk it computes, with bf16 operands and float accumulation,
+// A block processes one segment of one (row, head) in chunks of 64 tokens and keeps the state, 160 x F, in registers as float
+// accumulators. Of a chunk it computes, with bf16 operands and float accumulation,
 //   y = [phi(q) S + tril(p(q k^T)) v] / [phi(q) z + rowsum tril p],   p(s) = 1 + s + s^2/2,   S += phi(k)^T v,   z += phi(k)^T 1.
 // Features are never stored: each lane multiplies them together from the few numbers of q or k it holds, in the places where the
-// matrix instructions want them. For that the 153 symmetric features stand in ten tiles of 16 (tile, row -> factors):
+// matrix instructions want them. For that the 153 symmetric features are in ten tiles of 16 (tile, row -> factors):
 //   0: x_r                         1 + s, s = 0..3: x_r x_{(r+s)%8} within each half of the 16 dims
 //   5 + m, m = 0..3: x_r x_{8+(r+2m)%8}, and x_r x_{8+(r+2m+1)%8} for rows 8 + r
 //   9: x_r x_{r+4} (rows 0..3 and 8..11), the constant (row 4), nothing
@@ -44,7 +44,7 @@ struct PrefillParams {
   LinearArgs a;
   int64_t segment;       // tokens of a segment, a multiple of kChunk (the last may have fewer)
   int64_t segment_enc;   // the same of an encoder's tokens
-  // Where segment s of head bh finds its initial state and leaves its final one: base + bh * head_step + s * segment_step; or null.
+  // The initial and final states of segment s of head bh are at base + bh * head_step + s * segment_step; or null.
   const float *kv_in, *k_in;
   float *kv_out, *k_out;
   int64_t kv_in_head, kv_in_segment, k_in_head, k_in_segment;
@@ -139,14 +139,14 @@ prefill_kernel(const PrefillParams p) {
         const int row = n >> 1, piece = (n & 1) * 8;
         const bool there = first + row < end;
         const int64_t token = there ? first + row : begin;
-        if (outputs) copy16(&to.q[row][piece], q_at + token * a.q.length + piece, there);
-        copy16(&to.k[row][piece], k_at + token * a.k.length + piece, there);
+        if (outputs) cp_async16(&to.q[row][piece], q_at + token * a.q.length + piece, there);
+        cp_async16(&to.k[row][piece], k_at + token * a.k.length + piece, there);
       }
       for (int n = thread; n < kChunk * (F / 8); n += kThreads) {
         const int row = n / (F / 8), piece = n % (F / 8) * 8;
         const bool there = first + row < end && piece < f;
         const int64_t token = first + row < end ? first + row : begin;
-        copy16(&to.v[row][piece], v_at + token * a.v.length + (piece < f ? piece : 0), there);
+        cp_async16(&to.v[row][piece], v_at + token * a.v.length + (piece < f ? piece : 0), there);
       }
     } else {
       const T zero = from_float<T>(0.f);
@@ -164,7 +164,7 @@ prefill_kernel(const PrefillParams p) {
     for (int row = thread; row < kChunk; row += kThreads) {
       const bool there = first + row < end;
       if (mask_at) {
-        copy4(&to.weight[row], mask_at + (there ? first + row : begin), there);
+        cp_async4(&to.weight[row], mask_at + (there ? first + row : begin), there);
       } else {
         to.weight[row] = there ? 1.f : 0.f;
       }
@@ -173,7 +173,7 @@ prefill_kernel(const PrefillParams p) {
 
   for (int ahead = 0; ahead < kStages - 1; ++ahead) {
     if (ahead < chunks) load(ahead);
-    commit_copies();
+    cp_async_commit();
   }
 
   // The state: tiles 5 * half + i, columns column + 8 * j.
@@ -241,10 +241,10 @@ prefill_kernel(const PrefillParams p) {
   const uint32_t q_scale = pack(p.q_scale, p.q_scale), one_half = pack(0.5f, 0.5f), ones = pack(1.f, 1.f);
 
   for (int chunk = 0; chunk < chunks; ++chunk) {
-    wait_copies<kStages - 2>();
+    cp_async_wait<kStages - 2>();
     __syncthreads();
     if (chunk + kStages - 1 < chunks) load(chunk + kStages - 1);
-    commit_copies();
+    cp_async_commit();
     Stage& now = sh.stage[chunk % kStages];
     if (mask_at) {  // a masked token's key and value become zeros, whatever is there: NaN times 0 is NaN
       for (int row = thread; row < kChunk; row += kThreads) {
@@ -292,9 +292,9 @@ prefill_kernel(const PrefillParams p) {
       for (int tile = 0; tile < 10; ++tile) {
         const uint16_t* at = &state[tile * 16 + (lane & 15)][column + (lane >> 4) * 8];
         uint32_t left[4], right[4], sums[2];
-        load_transposed(left, at);
-        load_transposed(right, at + 16);
-        load_transposed(sums, &state[tile * 16 + (lane & 15)][F]);
+        ldmatrix_transposed(left, at);
+        ldmatrix_transposed(right, at + 16);
+        ldmatrix_transposed(sums, &state[tile * 16 + (lane & 15)][F]);
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
           uint32_t phi[4];
@@ -336,10 +336,10 @@ prefill_kernel(const PrefillParams p) {
         float sum[2] = {below[m][0] + below[m][1], below[m][2] + below[m][3]};  // the other lanes of the quad have zeros
         for (int other = 0; other <= tile; ++other) {
           uint32_t keys[4], left[4], right[4];
-          load_matrices(keys, &now.k[other * 16 + (lane & 7) + (lane >> 4) * 8][(lane >> 3 & 1) * 8]);
+          ldmatrix(keys, &now.k[other * 16 + (lane & 7) + (lane >> 4) * 8][(lane >> 3 & 1) * 8]);
           const T* at = &now.v[other * 16 + (lane & 15)][column + (lane >> 4) * 8];
-          load_transposed(left, at);
-          load_transposed(right, at + 16);
+          ldmatrix_transposed(left, at);
+          ldmatrix_transposed(right, at + 16);
           uint32_t weights[4];
 #pragma unroll
           for (int n = 0; n < 2; ++n) {
@@ -377,8 +377,8 @@ prefill_kernel(const PrefillParams p) {
 #pragma unroll
         for (int up = 0; up < 2; ++up) {
           float whole = sum[up];
-          whole += from_xor(whole, 1);
-          whole += from_xor(whole, 2);
+          whole += shuffle_xor(whole, 1);
+          whole += shuffle_xor(whole, 2);
           whole += constant[F];
           const float inverse = 1.f / (whole + kEps);
           uint32_t r[4];
@@ -409,10 +409,10 @@ prefill_kernel(const PrefillParams p) {
     for (int step = 0; step < 4; ++step) {
       uint32_t x[4], left[4], right[4];
       // x: dims g (tokens 2t.., 2t + 8..), then dims 8 + g; own: the same times the mask.
-      load_transposed(x, &now.k[step * 16 + (lane & 15)][(lane >> 4) * 8]);
+      ldmatrix_transposed(x, &now.k[step * 16 + (lane & 15)][(lane >> 4) * 8]);
       const T* at = &now.v[step * 16 + (lane & 15)][column + (lane >> 4) * 8];
-      load_transposed(left, at);
-      load_transposed(right, at + 16);
+      ldmatrix_transposed(left, at);
+      ldmatrix_transposed(right, at + 16);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         x[e] = as_bf16<T>(x[e]);
@@ -433,7 +433,7 @@ prefill_kernel(const PrefillParams p) {
         mma(s[i][3], phi, right[2], right[3]);
         if (i % kGroups == group) mma(z[i / kGroups], phi, ones, ones);
       };
-      auto turned = [&](uint32_t value, int by) { return from_lane(value, ((g + by) & 7) * 4 + t); };
+      auto turned = [&](uint32_t value, int by) { return shuffle(value, ((g + by) & 7) * 4 + t); };
       if (half == 0) {
         const uint32_t linear[4] = {own[0], own[2], own[1], own[3]};
         accumulate(0, linear);
@@ -495,7 +495,7 @@ prefill_kernel(const PrefillParams p) {
 // where wanted. `filled` segments hold sums; the others are only written. Element n < split is the state's kv, the rest its k.
 __global__ void prefix_sums(float* sums, const float* kv_in, const float* k_in, float* kv_total, float* k_total, int filled, int first,
                             int segments, int size, int split) {
-  constexpr int kAtOnce = 8;  // segments whose sums are on their way together: one after the other is one wait for each
+  constexpr int kAtOnce = 8;  // segments whose sums are loaded together: loading them one by one would wait for each
   const int n = blockIdx.y * blockDim.x + threadIdx.x;
   if (n >= size) return;
   const int64_t bh = blockIdx.x;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,17 +21,17 @@ def single(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.to(torch.float32).contiguous().resolve_neg()
 
 
-def step_on_views(step: Callable[..., Tensor], written: slice, *args: Tensor | None) -> Tensor:
+def step_on_views(step: Callable[..., Tensor], written: slice, *args: Any) -> Tensor:
     """step(*args) of a decode step that reads memory directly, with lazily negated views resolved.
 
     The memory of such a view has the opposite sign. args[written] are updated in place, views included.
     """
-    if not any(x is not None and x.is_neg() for x in args):
+    if not any(isinstance(x, Tensor) and x.is_neg() for x in args):
         return step(*args)
-    plain = [None if x is None else x.resolve_neg() for x in args]
-    y = step(*plain)
-    for x, result in zip(args[written], plain[written], strict=True):
-        if x is not None and result is not None and x is not result:
+    resolved = [x.resolve_neg() if isinstance(x, Tensor) else x for x in args]
+    y = step(*resolved)
+    for x, result in zip(args[written], resolved[written], strict=True):
+        if x is not result:
             x.copy_(result)
     return y
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from jrt_eval.errors import UserError
-from jrt_eval.kernels.arguments import learns
+from jrt_eval.kernels.arguments import learns, step_on_views
 
 _library = torch.library.Library("jrt_eval", "DEF")
 
@@ -78,6 +78,32 @@ class Operator:
         if not torch.is_grad_enabled() or self._reference is None:
             return self._backward(ctx, *grads)
         return reference_gradient(self._reference, ctx.saved_tensors[: len(ctx.needs_input_grad)], grads)
+
+
+def kernel_or_reference(operator: Operator, reference: Callable[..., Any]) -> Callable[..., Any]:
+    """A backend's prefill: `operator`, or `reference`, which takes the same arguments, if a gradient is needed."""
+
+    def prefill(*arguments: Any) -> Any:
+        needed = learns(*(x for x in arguments if isinstance(x, Tensor)))
+        return (reference if needed else operator.call)(*arguments)
+
+    return prefill
+
+
+def decode_step(operator: Operator, step: Callable[..., Tensor], written: slice) -> Callable[..., Tensor]:
+    """A backend's decode step: `operator` while tracing, else `step`, without the cost of PyTorch's dispatcher.
+
+    Args:
+        written: the arguments that are updated in place
+    """
+
+    def run(*arguments: Any) -> Tensor:
+        if torch.compiler.is_compiling():
+            y: Tensor = operator.call(*arguments)
+            return y
+        return step_on_views(step, written, *arguments)
+
+    return run
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

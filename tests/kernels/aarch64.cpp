@@ -1,4 +1,4 @@
-// Runs the portable kernels on what stands on standard input, for test_kernels_aarch64.py: a program for another processor, which an
+// Runs the portable kernels on data from standard input, for test_aarch64.py. It is compiled for another processor, which an
 // emulator runs here. Arguments: batches length heads dim head_dim window dtype. In: q, k (batches, length + 1, heads, dim), v
 // (..., head_dim). Out: y of all but the last token, y of a step with that one, the final state, then a window's y over v.
 #include <cstdio>
@@ -28,13 +28,13 @@ int main(int count, char** arguments) {
   auto floats = [](std::vector<char>& x) { return reinterpret_cast<float*>(x.data()); };
 
   const Table& table = *table_portable();
-  table.linear({view(q, d, 0), view(k, d, 0), view(v, f, 0), y.data(), nullptr, nullptr, nullptr, floats(kv), floats(k_sum), nullptr,
+  table.linear_attention({view(q, d, 0), view(k, d, 0), view(v, f, 0), y.data(), nullptr, nullptr, nullptr, floats(kv), floats(k_sum), nullptr,
                 nullptr, batches, length, heads, d, n, f, int(dtype), true, 1});
-  table.step({view(q, d, length), view(k, d, length), view(v, f, length), last.data(), floats(kv), floats(k_sum), nullptr, batches,
+  table.taylor_linear_attention_step({view(q, d, length), view(k, d, length), view(v, f, length), last.data(), floats(kv), floats(k_sum), nullptr, batches,
               heads, d, n, f, int(dtype), 1});
   auto ring_k = buffer(batches * window * heads * f * bytes), ring_v = ring_k;
   std::vector<int64_t> seen(static_cast<size_t>(batches));
-  table.window({view(v, f, 0), view(v, f, 0), view(v, f, 0), w.data(), nullptr, nullptr, nullptr, nullptr, ring_k.data(),
+  table.sliding_window_attention({view(v, f, 0), view(v, f, 0), view(v, f, 0), w.data(), nullptr, nullptr, nullptr, nullptr, ring_k.data(),
                 ring_v.data(), seen.data(), batches, all, heads, f, window, int(dtype), 1});
   for (auto* x : {&y, &last, &kv, &k_sum, &w}) std::fwrite(x->data(), 1, x->size(), stdout);
   return 0;

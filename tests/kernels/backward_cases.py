@@ -77,7 +77,7 @@ def errors(module: Any, case: Case, device: str = "cpu") -> list[float]:
     below = (p if mask is None else p * mask[:, None, None]).sum(-1)
     if case.state:
         below = below + (fq @ exact[4].detach()[..., None])[..., 0]
-    # as a caller may hold them: q across, gy of stride 0
+    # unusual strides of a caller: q transposed, gy of stride 0
     across = q.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
     got = module.taylor_backward(
         across, k, v, kv if case.state else None, k_sum if case.state else None, mask,

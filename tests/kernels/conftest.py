@@ -1,4 +1,4 @@
-"""Every test of an operator runs on each backend that is live here, the compiled CPU one with each of its instruction sets."""
+"""Every test of an operator runs on each backend that works here, and on each instruction set of the CPU backend."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def live() -> list[Any]:
 
 @pytest.fixture(params=live(), ids=lambda triple: "-".join(part for part in triple if part))
 def where(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
-    """A backend and the device its tensors live on."""
+    """A backend and the device of its tensors."""
     name, device, isa = request.param
     if isa:
         assert compiled.module().select_isa(isa) == isa

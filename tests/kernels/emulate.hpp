@@ -268,19 +268,19 @@ void load_fragments(uint32_t (&r)[count], const void* row) {
     r[m] = both[0] | uint32_t(both[1]) << 16;
   }
 }
-inline void load_matrices(uint32_t (&r)[4], const void* row) { load_fragments<4, false>(r, row); }
-inline void load_transposed(uint32_t (&r)[4], const void* row) { load_fragments<4, true>(r, row); }
-inline void load_transposed(uint32_t (&r)[2], const void* row) { load_fragments<2, true>(r, row); }
+inline void ldmatrix(uint32_t (&r)[4], const void* row) { load_fragments<4, false>(r, row); }
+inline void ldmatrix_transposed(uint32_t (&r)[4], const void* row) { load_fragments<4, true>(r, row); }
+inline void ldmatrix_transposed(uint32_t (&r)[2], const void* row) { load_fragments<2, true>(r, row); }
 
 inline float reciprocal(float x) { return 1.f / x; }
 inline float fast_exp(float x) { return std::exp(x); }
-inline void warp_barrier() { emulated::exchange(0); }
-inline uint32_t from_lane(uint32_t x, int lane) { return emulated::of_lane<uint32_t>(emulated::exchange(x), lane); }
-inline uint32_t from_xor(uint32_t x, int mask) {
+inline void syncwarp() { emulated::exchange(0); }
+inline uint32_t shuffle(uint32_t x, int lane) { return emulated::of_lane<uint32_t>(emulated::exchange(x), lane); }
+inline uint32_t shuffle_xor(uint32_t x, int mask) {
   const int lane = emulated::current % 32;
   return emulated::of_lane<uint32_t>(emulated::exchange(x), lane ^ mask);
 }
-inline float from_xor(float x, int mask) {
+inline float shuffle_xor(float x, int mask) {
   const int lane = emulated::current % 32;
   return emulated::of_lane<float>(emulated::exchange(x), lane ^ mask);
 }
@@ -292,15 +292,15 @@ inline void copy(void* to, const void* from, bool there, int bytes) {
   }
   emulated::now().open.push_back({to, there ? from : nullptr, bytes});
 }
-inline void copy16(void* to, const void* from, bool there) { copy(to, from, there, 16); }
-inline void copy4(void* to, const void* from, bool there) { copy(to, from, there, 4); }
-inline void commit_copies() {
+inline void cp_async16(void* to, const void* from, bool there) { copy(to, from, there, 16); }
+inline void cp_async4(void* to, const void* from, bool there) { copy(to, from, there, 4); }
+inline void cp_async_commit() {
   emulated::Fiber& fiber = emulated::now();
   fiber.groups.push_back(std::move(fiber.open));
   fiber.open.clear();
 }
 template <int pending>
-void wait_copies() {
+void cp_async_wait() {
   auto& groups = emulated::now().groups;
   while (int(groups.size()) > pending) {
     for (const emulated::Copy& c : groups.front()) c.from ? (void)std::memcpy(c.to, c.from, c.bytes) : (void)std::memset(c.to, 0, c.bytes);
@@ -308,36 +308,36 @@ void wait_copies() {
   }
 }
 
-// tiles.cuh: a tile is copied when somebody waits for it, as late as it may be.
-struct TileMap {
+// tma.cuh: a tile is copied when somebody waits for it, as late as it may be.
+struct TensorMap {
   const unsigned char* data;
   int64_t sizes[4], steps[4];  // dim, heads, length, batches; in bytes
   int columns;
 };
-struct Arrival {
+struct Mbarrier {
   int rounds, expected;  // completed; bytes of the tiles that are still to come
 };
 struct Tile {
   unsigned char* to;
-  const TileMap* map;
-  Arrival* at;
+  const TensorMap* map;
+  Mbarrier* at;
   int from[4];
 };
 inline std::vector<Tile> tiles;
-inline void start_arrival(Arrival& at) { at = {0, 0}; }
-inline void end_arrival(Arrival& at) { at = {-1, -1}; }
-inline void publish_arrivals() {}
-inline void expect(Arrival& at, int bytes) {
+inline void mbarrier_init(Mbarrier& at) { at = {0, 0}; }
+inline void mbarrier_invalidate(Mbarrier& at) { at = {-1, -1}; }
+inline void fence_mbarrier_init() {}
+inline void expect_bytes(Mbarrier& at, int bytes) {
   if (at.expected) std::fprintf(stderr, "emulate: a barrier is used again before its round is over\n"), std::abort();
   at.expected = bytes;
 }
-inline void load_tile(void* to, const TileMap& map, Arrival& at, int column, int head, int token, int row) {
+inline void tma_load(void* to, const TensorMap& map, Mbarrier& at, int column, int head, int token, int row) {
   // What is swizzled begins at eight rows, whose order the swizzle changes.
   if (reinterpret_cast<uintptr_t>(to) % (16 * map.columns)) std::fprintf(stderr, "emulate: a tile's place is not aligned\n"), std::abort();
   tiles.push_back({static_cast<unsigned char*>(to), &map, &at, {column, head, token, row}});
 }
 inline void copy_tile(const Tile& tile) {
-  const TileMap& map = *tile.map;
+  const TensorMap& map = *tile.map;
   const int width = 2 * map.columns;
   for (int n = 0; n < 64; ++n)
     for (int c = 0; c < map.columns; ++c) {
@@ -351,7 +351,7 @@ inline void copy_tile(const Tile& tile) {
     }
   tile.at->expected -= 64 * width;
 }
-inline void wait_for(Arrival& at, int parity) {
+inline void mbarrier_wait(Mbarrier& at, int parity) {
   while ((at.rounds & 1) == parity) {
     bool any = false;
     for (size_t i = 0; i < tiles.size();) {
@@ -369,18 +369,18 @@ inline void wait_for(Arrival& at, int parity) {
   }
 }
 template <typename X>
-int make_tile_map(TileMap& map, const X& x, int64_t dim, int64_t heads, int64_t length, int64_t batches, int columns) {
+int make_tensor_map(TensorMap& map, const X& x, int64_t dim, int64_t heads, int64_t length, int64_t batches, int columns) {
   map = {static_cast<const unsigned char*>(x.data), {dim, heads, length, batches}, {2, 2 * x.head, 2 * x.length, 2 * x.batch}, columns};
   return cudaSuccess;
 }
 
 // wgmma.cuh: products of a warpgroup, computed where they are issued (so a missing wait is not seen here).
-struct Operand {
+struct MatrixDescriptor {
   const void* at;
   int beside, below, width;  // width of a tile's rows in bytes
 };
 
-inline float element(const Operand& x, bool rows_adjacent, int k, int other) {
+inline float element(const MatrixDescriptor& x, bool rows_adjacent, int k, int other) {
   const int width = x.width / 2;
   const uintptr_t offset = rows_adjacent ? other % width * 2 + other / width * x.beside + k % 8 * x.width + k / 8 * x.below
                                          : k * 2 + other % 8 * x.width + other / 8 * x.below;
@@ -402,7 +402,7 @@ void accumulate(float (&d)[count], bool add, A&& a, B&& b) {
 }
 
 template <bool columns>
-void multiply(float (&d)[32], const uint32_t (&a)[4], const Operand& b, bool add) {
+void wgmma(float (&d)[32], const uint32_t (&a)[4], const MatrixDescriptor& b, bool add) {
   struct Given {
     uint32_t a[4];
   };
@@ -414,18 +414,18 @@ void multiply(float (&d)[32], const uint32_t (&a)[4], const Operand& b, bool add
       },
       [&](int k, int column) { return element(b, columns, k, column); });
 }
-inline void multiply(float (&d)[80], const Operand& a, const Operand& b) {
+inline void wgmma(float (&d)[80], const MatrixDescriptor& a, const MatrixDescriptor& b) {
   const int warp = emulated::current / 32;
   accumulate(
       d, true, [&](int row, int k) { return element(a, true, k, 16 * warp + row); },
       [&](int k, int column) { return element(b, true, k, column); });
 }
-inline void products_begin() {}
-inline void products_commit() {}
+inline void wgmma_fence() {}
+inline void wgmma_commit() {}
 template <int pending>
-void products_wait() {}
-inline void publish_shared() {}
-inline void store_matrices(void* row, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+void wgmma_wait() {}
+inline void fence_async_proxy() {}
+inline void stmatrix(void* row, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   const emulated::Slot* slots = emulated::exchange(row);
   const int lane = emulated::current % 32;
   const uint32_t r[4] = {a, b, c, d};

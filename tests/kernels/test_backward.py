@@ -1,4 +1,4 @@
-"""The backward passes of a GPU: in PyTorch, and as Triton kernels, which Triton's interpreter runs where there is no GPU."""
+"""The backward passes for GPUs, in PyTorch and as Triton kernels. Without a GPU, Triton's interpreter runs the kernels."""
 
 from __future__ import annotations
 

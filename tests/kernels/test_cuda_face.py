@@ -1,4 +1,4 @@
-"""What `jrt_eval.kernels.cuda` hands to the compiled module, tried without a GPU in a process of its own."""
+"""The arguments that the `cuda` backend passes to the compiled module, checked without a GPU in a separate process."""
 
 from __future__ import annotations
 

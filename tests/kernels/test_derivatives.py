@@ -1,4 +1,4 @@
-"""Derivatives beyond the first gradient are right, or an error says that there are none: never silently zero."""
+"""Derivatives beyond the first gradient are right, or raise an error: they are never silently zero."""
 
 from __future__ import annotations
 

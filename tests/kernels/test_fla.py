@@ -1,4 +1,4 @@
-"""The backend "fla": which calls it takes, what it asks of fla, and what it makes of the answers; fla itself only where it is.
+"""The backend "fla": which calls it takes, what it passes to fla, and what it does with the results; fla itself only where it is installed.
 
 Without fla a stand-in computes what `chunk_linear_attn` documents, in PyTorch.
 """

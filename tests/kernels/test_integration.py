@@ -1,4 +1,4 @@
-"""PyTorch's view of the compiled operators, their threads, the choice of backend, and what a wrong call says."""
+"""The compiled operators in PyTorch: opcheck, threads, the choice of backend, and errors of wrong calls."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_threads_change_no_bit(cpu: str, threads: Callable[[int], None], batch: 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_heads_walked_together_are_those_walked_alone(cpu: str, threads: Callable[[int], None], count: int) -> None:
-    """Seven heads, of which the cache holds four: a group is left that is smaller."""
+    """Seven heads, four of which fit the cache: the last group is smaller."""
     q, k, v = normal(2, 150, 7, 16), normal(2, 151, 7, 16)[:, 1:], normal(2, 150, 7, 64)
     state = TaylorState(normal(2, 7, 153, 64), torch.rand(2, 7, 153) + 50)
     mask = torch.rand(2, 150, generator=torch.Generator().manual_seed(0)) < 0.8
@@ -175,7 +175,7 @@ def test_other_python_threads_run_meanwhile(cpu: str) -> None:
         finished.append(True)
 
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(1000)  # so that only the kernel itself hands the interpreter over
+    sys.setswitchinterval(1000)  # so that only the kernel releases the interpreter
     try:
         worker = threading.Thread(target=work)
         worker.start()
@@ -331,7 +331,7 @@ def test_wrong_calls_say_what_is_wrong(message: str, call: Callable[[], object])
 
 
 def test_counts_that_nobody_looked_into_read_no_foreign_memory(cpu: str) -> None:
-    """As in a compiled graph, where what a tensor says is not known when it is checked."""
+    """As in a compiled graph, where the values of a tensor are unknown when it is checked."""
     x, weight, out_of_range = normal(2, 6, 8), normal(8, 3), torch.tensor([1 << 40, -5])
     ops = torch.ops.jrt_eval
     got = ops.short_conv(x, x, weight, None, None, out_of_range, True)
@@ -365,7 +365,7 @@ def test_a_step_of_a_negated_view(cpu: str) -> None:
 
 
 def overlapping() -> list[tuple[str, Callable[[str], object]]]:
-    """Decode steps whose inputs, or parts of whose states, lie in what they update."""
+    """Decode steps whose inputs, or parts of whose states, overlap the memory that they update."""
     room = torch.zeros(2 * 3 * 15 * 5)
     kv, k_sum = torch.zeros(2, 3, 15, 4), torch.zeros(2, 3, 15)
     rings = torch.zeros(2, 2, 5, 3, 4)
@@ -428,7 +428,7 @@ def a_step() -> tuple[Tensor, Tensor, Tensor, TaylorState]:
 
 @pytest.fixture
 def looks(cpu: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The operators whose arguments have had the second, slower look since."""
+    """The operators whose arguments went through the detailed checks since."""
     kernels.taylor_linear_attention_step(*a_step(), backend=cpu)  # the first one chooses
     seen: list[str] = []
     slow = checks.qkv

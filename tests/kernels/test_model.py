@@ -84,7 +84,7 @@ def test_training_is_one_graph(cpu: str, family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_torch_backend_uses_no_kernel_and_agrees(cpu: str, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same weights in float64, where there are no kernels, say what both backends should compute."""
+    """The same weights in float64, without kernels, give the expected result of both backends."""
     fast, plain = model(family, "auto"), model(family, "torch")
     ids = tokens()
     with torch.no_grad():

@@ -74,6 +74,35 @@ def test_masked_tokens(where: tuple[str, str], decayed: bool, bad: float) -> Non
 
 
 @bad
+@pytest.mark.parametrize("length", [LENGTH, 2100])  # in one part, and cut into segments
+@pytest.mark.parametrize(
+    ("dtype", "d", "f"), [(torch.bfloat16, 16, 64), (torch.float16, 16, 64), (torch.bfloat16, 8, 32)]
+)
+def test_masked_tokens_in_16_bits(
+    where: tuple[str, str], dtype: torch.dtype, d: int, f: int, length: int, bad: float
+) -> None:
+    """The kernels on tensor cores, of Hopper and of other GPUs."""
+    backend, device = where
+    if length > LENGTH and backend != "cuda":
+        pytest.skip("only the CUDA kernels cut rows of this length")
+    q, k, v = (
+        normal(2, length, 2, n, seed=seed, device=device).to(dtype).contiguous() for seed, n in enumerate((d, d, f))
+    )
+    mask = torch.ones(2, length, device=device)
+    mask[1, length // 2 :] = 0
+    mask[0, 3] = 0
+    dirty_k, dirty_v = k.clone(), v.clone()
+    dirty_k[mask == 0] = dirty_v[mask == 0] = bad
+    results = []
+    for keys, values in ((k, v), (dirty_k, dirty_v)):
+        y, state = taylor_linear_attention(q, keys, values, mask=mask, backend=backend)
+        z, last = prefix_linear_attention(q, keys, values, keys, values, mask=mask, mask_enc=mask, backend=backend)
+        results.append([y, *state, z, *last, *encode_prefix(keys, values, mask, backend=backend)])
+    for got, want in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@bad
 @pytest.mark.parametrize("window", [1, 7, 70])
 @pytest.mark.parametrize("which", [0, 1, 2], ids="qkv")
 def test_windows(where: tuple[str, str], which: int, window: int, bad: float) -> None:

@@ -71,7 +71,7 @@ def test_long_sequence(where: Where, name: str, make: Any, length: int) -> None:
 
 @pytest.mark.parametrize(("name", "make"), CASES)
 def test_rows_of_different_lengths(where: Where, name: str, make: Any) -> None:
-    """Padding contributes nothing, whatever its values are, and its outputs are 0."""
+    """Padding of any value contributes nothing, and its outputs are 0."""
     backend, device = where
     lengths = torch.tensor([130, 0, 1, 77])
     inputs = make(4, 130)

@@ -106,7 +106,7 @@ def test_negated_views(where: tuple[str, str], name: str, which: int) -> None:
     # The quick way of a step trusts that inputs with a stride of 1 are no such views, as PyTorch's public functions make none.
     quick = name == "taylor_linear_attention_step" and which < 3
     views[which] = (imaginary if quick else negated)(views[which])
-    for _ in range(2):  # the second step comes from the updated state, and takes the quick way where there is one
+    for _ in range(2):  # the second step starts from the updated state, and uses the quick step if there is one
         torch.testing.assert_close(run(backend, *views), run("torch", *plain), rtol=1e-4, atol=1e-5)
     for got, want in zip(views, plain, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)

@@ -57,7 +57,7 @@ def test_more_blocks_than_a_call_takes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("window", [1, 5, 17, 48])
 @pytest.mark.parametrize("length", [0, 1, 48, 100])
 def test_states_continue(length: int, window: int) -> None:
-    """Rows whose states hold nothing, less than a window, and more than one."""
+    """Rows whose states have seen nothing, less than a window, and more than a window."""
     first = normal(3, 60, 2, 8)
     _, state = reference.sliding_window_attention(*first, window, None, torch.tensor([0, 3, 60]))
     q, k, v = normal(3, length, 2, 8, seed=1)

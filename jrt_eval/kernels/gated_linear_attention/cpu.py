@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import learns, single
+from jrt_eval.kernels.arguments import single
 from jrt_eval.kernels.gated_linear_attention import parallel, schema
+from jrt_eval.kernels.library import decode_step, kernel_or_reference
 
 _c: Any = compiled.module()
 _threads = torch.get_num_threads
-_compiling = torch.compiler.is_compiling
 
 
 def compute(
@@ -51,14 +51,12 @@ def new_state(q: Tensor, v: Tensor) -> Tensor:
 
 def step(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor | None, state: Tensor, scale: float) -> Tensor:
     """One token: y (batch, heads, head dim); the state is updated in place."""
-    q, k, v = (x.resolve_neg() for x in (q, k, v))
-    g, beta = (None if x is None else x.resolve_neg() for x in (g, beta))
-    if state.dtype is torch.float32 and not state.is_neg():
+    if state.dtype is torch.float32:
         y = compute(q, k, v, g, beta, state, state, scale, None)
         if torch.is_grad_enabled():
             increment_version(state)
     else:
-        wide = state.to(torch.float32).resolve_neg()
+        wide = state.to(torch.float32)
         y = compute(q, k, v, g, beta, wide, wide, scale, None)
         state.copy_(wide)
     return y
@@ -78,19 +76,5 @@ def _step(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, scal
 schema.gated_linear_attention.implement("CPU", _prefill)
 schema.gated_linear_attention_step.implement("CPU", _step)
 
-
-def gated_linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor | None, scale: float, lengths: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    if learns(q, k, v, g, state):
-        return parallel.gated_linear_attention(q, k, v, g, state, scale, lengths)
-    y, final = schema.gated_linear_attention.call(q, k, v, g, state, scale, lengths)
-    return y, final
-
-
-def gated_linear_attention_step(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, scale: float
-) -> Tensor:
-    run = schema.gated_linear_attention_step.call if _compiling() else _step
-    y: Tensor = run(q, k, v, g, state, scale)
-    return y
+gated_linear_attention = kernel_or_reference(schema.gated_linear_attention, parallel.gated_linear_attention)
+gated_linear_attention_step = decode_step(schema.gated_linear_attention_step, _step, slice(4, 5))

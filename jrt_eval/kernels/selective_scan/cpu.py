@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +9,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import learns, single, step_on_views
+from jrt_eval.kernels.arguments import single
+from jrt_eval.kernels.library import decode_step, kernel_or_reference
 from jrt_eval.kernels.selective_scan import reference, schema
 
 _c: Any = compiled.module()
@@ -70,39 +70,5 @@ def _selective_scan_step(
 schema.selective_scan.implement("CPU", _selective_scan)
 schema.selective_scan_step.implement("CPU", _selective_scan_step)
 
-
-def selective_scan(
-    x: Tensor,
-    dt: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    d: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    state: Tensor | None,
-    lengths: Tensor | None,
-    softplus: bool,
-) -> tuple[Tensor, Tensor]:
-    form = reference.selective_scan if learns(x, dt, a, b, c, d, z, dt_bias, state) else schema.selective_scan.call
-    y, final = form(x, dt, a, b, c, d, z, dt_bias, state, lengths, softplus)
-    return y, final
-
-
-def selective_scan_step(
-    x: Tensor,
-    dt: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    d: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    state: Tensor,
-    softplus: bool,
-) -> Tensor:
-    if torch.compiler.is_compiling():
-        y: Tensor = schema.selective_scan_step.call(x, dt, a, b, c, d, z, dt_bias, state, softplus)
-        return y
-    run = partial(_selective_scan_step, softplus=softplus)
-    return step_on_views(run, slice(8, 9), x, dt, a, b, c, d, z, dt_bias, state)
+selective_scan = kernel_or_reference(schema.selective_scan, reference.selective_scan)
+selective_scan_step = decode_step(schema.selective_scan_step, _selective_scan_step, slice(8, 9))

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from jrt_eval.kernels.arguments import learns, plain
+from jrt_eval.kernels.library import decode_step
 from jrt_eval.kernels.selective_scan import reference, schema
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -278,22 +279,6 @@ def _selective_scan_step(
             *x.stride(), *dt.stride(), *(x if z is None else z).stride(), *b.stride(), *c.stride(),
             N=n, BLOCK=block, D=d is not None, GATE=z is not None, BIAS=dt_bias is not None, SOFTPLUS=softplus, num_warps=2,
         )  # fmt: skip
-    return y
-
-
-def _step_in_place(
-    x: Tensor,
-    dt: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    d: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    state: Tensor,
-    softplus: bool,
-) -> Tensor:
-    y = _selective_scan_step(x, dt, a, b, c, d, z, dt_bias, state, softplus)
     if torch.is_grad_enabled():
         increment_version(state)
     return y
@@ -329,18 +314,4 @@ def selective_scan(
     return y, final
 
 
-def selective_scan_step(
-    x: Tensor,
-    dt: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    d: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    state: Tensor,
-    softplus: bool,
-) -> Tensor:
-    call = schema.selective_scan_step.call if torch.compiler.is_compiling() else _step_in_place
-    y: Tensor = call(x, dt, a, b, c, d, z, dt_bias, state, softplus)
-    return y
+selective_scan_step = decode_step(schema.selective_scan_step, _selective_scan_step, slice(8, 9))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import learns, step_on_views
+from jrt_eval.kernels.library import decode_step, kernel_or_reference
 from jrt_eval.kernels.short_conv import reference, schema
 from jrt_eval.kernels.short_conv.shared import prefill, step
 
 _c: Any = compiled.module()
 _threads = torch.get_num_threads
-_compiling = torch.compiler.is_compiling
 
 
 def _conv(
@@ -58,27 +56,5 @@ def _short_conv_step(
 schema.short_conv.implement("CPU", _short_conv)
 schema.short_conv_step.implement("CPU", _short_conv_step)
 
-
-def short_conv(
-    x: Tensor,
-    gate: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: Tensor | None,
-    lengths: Tensor | None,
-    silu: bool,
-) -> tuple[Tensor, Tensor]:
-    if learns(x, gate, weight, bias, state):
-        return reference.short_conv(x, gate, weight, bias, state, lengths, silu)
-    y, last = schema.short_conv.call(x, gate, weight, bias, state, lengths, silu)
-    return y, last
-
-
-def short_conv_step(
-    x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool
-) -> Tensor:
-    if _compiling():
-        y: Tensor = schema.short_conv_step.call(x, gate, weight, bias, state, silu)
-        return y
-    run = partial(_short_conv_step, silu=silu)
-    return step_on_views(run, slice(4, 5), x, gate, weight, bias, state)
+short_conv = kernel_or_reference(schema.short_conv, reference.short_conv)
+short_conv_step = decode_step(schema.short_conv_step, _short_conv_step, slice(4, 5))

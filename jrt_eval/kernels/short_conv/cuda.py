@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import learns, step_on_views
+from jrt_eval.kernels.arguments import learns
 from jrt_eval.kernels.device import stream
+from jrt_eval.kernels.library import decode_step
 from jrt_eval.kernels.optional import triton_module
 from jrt_eval.kernels.short_conv import reference, schema
 from jrt_eval.kernels.short_conv.shared import differentiable, prefill, step
@@ -100,11 +101,4 @@ def short_conv(
     return y, last
 
 
-def short_conv_step(
-    x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool
-) -> Tensor:
-    if _compiling():
-        y: Tensor = schema.short_conv_step.call(x, gate, weight, bias, state, silu)
-        return y
-    run = partial(_short_conv_step, silu=silu)
-    return step_on_views(run, slice(4, 5), x, gate, weight, bias, state)
+short_conv_step = decode_step(schema.short_conv_step, _short_conv_step, slice(4, 5))

@@ -10,6 +10,7 @@ from torch.autograd.graph import increment_version
 
 from jrt_eval.kernels import compiled
 from jrt_eval.kernels.arguments import learns
+from jrt_eval.kernels.library import decode_step
 from jrt_eval.kernels.short_conv import schema, shared
 
 TOKENS, CHANNELS = 32, 128  # per program
@@ -139,9 +140,4 @@ def short_conv(
     return y, last
 
 
-def short_conv_step(
-    x: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool
-) -> Tensor:
-    call = schema.short_conv_step.call if torch.compiler.is_compiling() else step
-    y: Tensor = call(x, gate, weight, bias, state, silu)
-    return y
+short_conv_step = decode_step(schema.short_conv_step, step, slice(4, 5))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +9,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from jrt_eval.kernels import compiled
-from jrt_eval.kernels.arguments import learns, single, step_on_views
+from jrt_eval.kernels.arguments import single
+from jrt_eval.kernels.library import decode_step, kernel_or_reference
 from jrt_eval.kernels.ssd import reference, schema
 
 _c: Any = compiled.module()
@@ -74,43 +74,5 @@ def _ssd_step(
 schema.ssd.implement("CPU", _ssd)
 schema.ssd_step.implement("CPU", _ssd_step)
 
-
-def ssd(
-    x: Tensor,
-    dt: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    d: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    state: Tensor | None,
-    lengths: Tensor | None,
-    softplus: bool,
-    dt_min: float,
-    dt_max: float,
-) -> tuple[Tensor, Tensor]:
-    form = reference.ssd if learns(x, dt, a, b, c, d, z, dt_bias, state) else schema.ssd.call
-    y, final = form(x, dt, a, b, c, d, z, dt_bias, state, lengths, softplus, dt_min, dt_max)
-    return y, final
-
-
-def ssd_step(
-    x: Tensor,
-    dt: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    d: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    state: Tensor,
-    softplus: bool,
-    dt_min: float,
-    dt_max: float,
-) -> Tensor:
-    if torch.compiler.is_compiling():
-        y: Tensor = schema.ssd_step.call(x, dt, a, b, c, d, z, dt_bias, state, softplus, dt_min, dt_max)
-        return y
-    run = partial(_ssd_step, softplus=softplus, dt_min=dt_min, dt_max=dt_max)
-    return step_on_views(run, slice(8, 9), x, dt, a, b, c, d, z, dt_bias, state)
+ssd = kernel_or_reference(schema.ssd, reference.ssd)
+ssd_step = decode_step(schema.ssd_step, _ssd_step, slice(8, 9))

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from jrt_eval.kernels.arguments import learns, plain
+from jrt_eval.kernels.library import decode_step
 from jrt_eval.kernels.selective_scan.triton import LOG2E, silu, time_step
 from jrt_eval.kernels.ssd import reference, schema
 
@@ -268,24 +269,6 @@ def _ssd_step(
             P=p, N=n, D=d is not None, D_PER_DIM=d is not None and d.dim() == 2, GATE=z is not None,
             BIAS=dt_bias is not None, SOFTPLUS=softplus, num_warps=4,
         )  # fmt: skip
-    return y
-
-
-def _step_in_place(
-    x: Tensor,
-    dt: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    d: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    state: Tensor,
-    softplus: bool,
-    dt_min: float,
-    dt_max: float,
-) -> Tensor:
-    y = _ssd_step(x, dt, a, b, c, d, z, dt_bias, state, softplus, dt_min, dt_max)
     if torch.is_grad_enabled():
         increment_version(state)
     return y
@@ -322,20 +305,4 @@ def fits(x: Tensor, b: Tensor) -> bool:
     return triton.next_power_of_2(x.shape[3]) * triton.next_power_of_2(b.shape[3]) <= 128 * 128
 
 
-def ssd_step(
-    x: Tensor,
-    dt: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    d: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    state: Tensor,
-    softplus: bool,
-    dt_min: float,
-    dt_max: float,
-) -> Tensor:
-    call = schema.ssd_step.call if torch.compiler.is_compiling() else _step_in_place
-    y: Tensor = call(x, dt, a, b, c, d, z, dt_bias, state, softplus, dt_min, dt_max)
-    return y
+ssd_step = decode_step(schema.ssd_step, _ssd_step, slice(8, 9))

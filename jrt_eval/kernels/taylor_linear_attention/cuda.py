@@ -25,11 +25,11 @@ from jrt_eval.kernels.taylor_linear_attention.features import num_features
 from jrt_eval.kernels.taylor_linear_attention.state import TaylorState
 
 CHUNK = 64  # tokens that a block takes at a time
-FAST_FEATURE_DIM, FAST_HEAD_DIM = 16, 128  # what the tensor-core kernel holds
+FAST_FEATURE_DIM, FAST_HEAD_DIM = 16, 128  # the most that the tensor-core kernel takes
 GENERIC, TENSOR_CORES, HOPPER = 0, 1, 2  # csrc/cuda/args.hpp's kernels
 HOPPER_COLUMNS = 64  # of a head, per block
-STEP_FEATURE_DIM, STEP_HEAD_DIM = 32, 256  # what the decode step holds
-TRITON_FEATURE_DIM, TRITON_SINGLE_FEATURE_DIM, TRITON_HEAD_DIM = 32, 16, 256  # what the backward kernels hold
+STEP_FEATURE_DIM, STEP_HEAD_DIM = 32, 256  # the most that the decode step takes
+TRITON_FEATURE_DIM, TRITON_SINGLE_FEATURE_DIM, TRITON_HEAD_DIM = 32, 16, 256  # the most that the backward kernels take
 
 _c: Any = compiled.cuda_module()
 _grad_enabled = torch.is_grad_enabled
@@ -46,7 +46,7 @@ def segments(rows: int, length: int, processors: int) -> int:
 
 
 def encoder_segments(encoder: int, length: int, parts: int) -> int:
-    """Into how many parts an encoder's tokens are cut beside a sequence that is cut into `parts`: none has more tokens than there."""
+    """Into how many parts an encoder's tokens are cut if the sequence is cut into `parts`, so that no part has more tokens."""
     chunks = -(-length // CHUNK)
     part = -(-chunks // parts) * CHUNK
     return -(-encoder // part)
@@ -57,8 +57,8 @@ def _fast(v: Tensor, dim: int, decay: Tensor | None) -> bool:
 
 
 def _aligned(x: Tensor | None) -> bool:
-    """Whether the numbers of one token and head lie side by side, in whole blocks of 16 bytes (eight of bfloat16), and no two
-    tokens, heads or rows lie in one place: what the copy engine's maps of a tensor can say.
+    """Whether a TMA tensor map can describe x: the elements of one token and head are adjacent, other strides are multiples of
+    16 bytes (eight of bfloat16), and no two tokens, heads or rows share memory.
     """
     if x is None:
         return True
@@ -78,7 +78,7 @@ def _kernel(v: Tensor, dim: int, decay: Tensor | None, *others: Tensor | None) -
 
 
 def fits(v: Tensor, dim: int, taylor: bool, decay: Tensor | None = None) -> bool:
-    """Whether one of the kernels holds a state of these sizes."""
+    """Whether a kernel takes a state of these sizes."""
     if taylor and _fast(v, dim, decay):
         return True
     features = num_features(dim) if taylor else dim

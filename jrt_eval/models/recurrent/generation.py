@@ -1,4 +1,4 @@
-"""Continuing prompts token by token, greedily or by sampling, until every row has stopped."""
+"""Generation: continues prompts token by token, greedily or by sampling, until every row has stopped."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from jrt_eval.models.interface import StopTest
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the next token is drawn; the names and meanings are those of transformers' `generate`, where all but
-    `repetition_penalty` are read only with `do_sample`."""
+    """How the next token is chosen. Names and meanings are those of transformers' `generate`; all but `repetition_penalty` need
+    `do_sample`.
+    """
 
     do_sample: bool = False
     temperature: float = 1.0
@@ -28,7 +29,7 @@ class SamplingConfig:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> SamplingConfig:
-        """Read generation arguments as they come from a task or the command line; refuse what is not known."""
+        """Read generation arguments of a task or the command line. Raises UserError for unknown ones."""
         given = {k: v for k, v in given.items() if v is not None}
         for key, harmless in (
             ("num_beams", 1),
@@ -37,12 +38,12 @@ class SamplingConfig:
             ("early_stopping", False),
         ):
             if key in given and given.pop(key) != harmless:
-                raise UserError(f"generation argument {key}: only {harmless} is known to this model")
+                raise UserError(f"generation argument {key}: this model supports only {harmless}")
         known = [f.name for f in fields(cls)]
         for key in given:
             if key not in known:
                 raise UserError(
-                    f"generation argument {key!r} is not known, these are: {', '.join(known)}" + nearest(key, known)
+                    f"generation argument {key!r} is unknown; use one of: {', '.join(known)}" + nearest(key, known)
                 )
         typed = {k: type(getattr(cls, k))(v) for k, v in given.items()}
         if typed.get("temperature", 1.0) <= 0:  # the limit of ever lower temperatures
@@ -53,9 +54,13 @@ class SamplingConfig:
 
 @dataclass
 class Generation:
-    """`tokens`: each row's new tokens, its stop token included; `scores`: the logits before each new token, (batch,
-    vocabulary)
-    per step; `sequences` (batch, prompt + new tokens)."""
+    """The result of a generation.
+
+    Attributes:
+        tokens: each row's new tokens, including its stop token
+        scores: the logits before each new token, (batch, vocabulary) per step
+        sequences: (batch, prompt + new tokens)
+    """
 
     tokens: list[list[int]]
     scores: tuple[Tensor, ...] | None = None
@@ -63,7 +68,7 @@ class Generation:
 
 
 class Steppable(Protocol):
-    """What generation needs of a model."""
+    """The part of a model that generation uses."""
 
     def prefill(self, prompts: list[list[int]], *, short_prompt: str) -> tuple[Tensor, Any]: ...
 
@@ -103,7 +108,7 @@ def choose(
     if sampling.top_p < 1:
         ordered, place = logits.sort(descending=True)
         probs = ordered.softmax(-1)
-        drop = probs.cumsum(-1) - probs >= sampling.top_p  # the likeliest always stays
+        drop = probs.cumsum(-1) - probs >= sampling.top_p  # the most likely token always stays
         logits = logits.masked_fill(drop.scatter(1, place, drop), -torch.inf)
     probs = logits.softmax(-1)
     if sampling.min_p > 0:
@@ -112,7 +117,7 @@ def choose(
 
 
 def fetch(x: Tensor) -> Callable[[], list[int]]:
-    """Starts copying x (n,) to the host; the result waits for it, and for nothing that the GPU was given since."""
+    """Start copying x (n,) to the host. The result waits for the copy, but not for work that the GPU received later."""
     if x.device.type != "cuda":
         return lambda: x.tolist()  # type: ignore[no-any-return]
     host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
@@ -140,9 +145,9 @@ def generate(
     generator: torch.Generator | None = None,
     keep_scores: bool = False,
 ) -> Generation:
-    """Continue each prompt until a token of `stop_ids`, until `stop_test` says so, or for `max_new_tokens`.
+    """Continue each prompt until a token of `stop_ids`, until `stop_test` returns True for it, or for `max_new_tokens`.
 
-    A row that has stopped is stepped along with the others, its tokens unread; the batch ends when all have stopped.
+    A row that has stopped runs along with the others and its tokens are ignored. The batch ends when all rows have stopped.
     """
     tokens: list[list[int]] = [[] for _ in prompts]
     if max_new_tokens <= 0 or not prompts:
@@ -158,7 +163,7 @@ def generate(
         chosen = choose(logits, sampling, history, generator)
         read = fetch(chosen)
         ahead = model.runs_ahead and count < max_new_tokens
-        if ahead:  # while the host looks at the tokens; for nothing, should they be the last
+        if ahead:  # while the host reads the tokens; unused if they are the last
             logits = step(chosen)
         for row, token in enumerate(read()):
             if not done[row]:

@@ -1,7 +1,7 @@
-"""Decoding through CUDA graphs: a step's few hundred kernel launches are recorded once and replayed as one.
+"""Decoding with CUDA graphs: the few hundred kernel launches of a decode step are recorded once and replayed as one.
 
-A graph reads and writes fixed addresses, so it keeps a state and tokens of its own: a batch's state is copied in after its prefill
-(`Graphs.step`), and every replay updates it in place. There is one graph per batch size; two are kept.
+A graph reads and writes fixed addresses, so it has its own state and tokens. `Graphs.step` copies a batch's state into it after the
+prefill, and every replay updates it in place. There is one graph per batch size; the two most recent are kept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-# Recording takes about as long as this many steps: shorter continuations run without.
+# Recording takes about as long as this many steps: shorter generations run without a graph.
 WORTH_RECORDING = 8
 KEPT = 2
 
@@ -27,10 +27,10 @@ Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 
 
 def record(run: Callable[[], Result], pool: Any = None) -> Callable[[], Result]:
-    """`run` as a CUDA graph; what it returns is overwritten by the next call. `pool`: memory that graphs share."""
+    """`run` as a CUDA graph. The next call overwrites the result. `pool`: memory that graphs share."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # libraries allocate their workspaces and pick their kernels before the recording
+    with torch.cuda.stream(side):  # so that libraries allocate workspaces and choose kernels before the recording
         for _ in range(3):
             run()
     torch.cuda.current_stream().wait_stream(side)
@@ -46,9 +46,10 @@ def record(run: Callable[[], Result], pool: Any = None) -> Callable[[], Result]:
 
 
 class Graphs:
-    """The recorded steps of one model.
+    """The recorded decode steps of one model.
 
-    step(tokens, state): the model's, which updates `state` in place. record: how to record, see above.
+    Args:
+        record: records a function and returns its replay
     """
 
     def __init__(self, record: Record = record) -> None:
@@ -63,9 +64,9 @@ class Graphs:
         return Graphs, ()
 
     def step(self, model: Any, state: Any, tokens: int) -> Step | None:
-        """Steps from `state`, which is left as it is, through a graph; None where there is none for it.
+        """A function that runs decode steps from a copy of `state` with a graph; None if there is no graph for this state.
 
-        `tokens`: how many steps are to be expected. The logits that a step returns hold until the next.
+        `tokens`: the expected number of steps. The next step overwrites the logits that a step returns.
         """
         held = leaves(state)
         if held is None or self._failed:
@@ -73,7 +74,7 @@ class Graphs:
         key = self._key(model, held)
         if key not in self._kept and tokens < WORTH_RECORDING:
             return None
-        # What is made in inference mode can be written in inference mode alone, so all of it happens there.
+        # Tensors created in inference mode can be written in inference mode only, so everything runs in it.
         with torch.inference_mode():
             if key not in self._kept and not self._recorded(key, model, state):
                 return None
@@ -99,7 +100,7 @@ class Graphs:
         entry = torch.zeros_like(state.length)
 
         def run() -> Tensor:
-            # Weights that autocast converts must be converted inside the graph: its cache is emptied when it ends.
+            # Autocast must convert the weights inside the graph: its cache is cleared at the end of autocast.
             with torch.autocast(
                 device.type,
                 dtype=torch.get_autocast_dtype(device.type),
@@ -112,17 +113,17 @@ class Graphs:
         try:
             with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
                 replay = self._record(run)
-        except RuntimeError as error:  # memory, or an operation that cannot be recorded
+        except RuntimeError as error:  # out of memory, or an operation that cannot be recorded
             self._failed = True
             log.warning("decoding without CUDA graphs: %s", str(error).strip().partition("\n")[0])
             return False
-        log.info("decoding through a CUDA graph, %d rows", len(state.length))
+        log.info("decoding with a CUDA graph, %d rows", len(state.length))
         self._kept[key] = entry, held, replay
         return True
 
     @staticmethod
     def _key(model: Any, held: list[Tensor]) -> Hashable:
-        """What a graph was recorded for: shapes, precision, and where the weights stand."""
+        """What a graph was recorded for: shapes, precision, and addresses of the weights."""
         device = held[0].device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         weights = hash(tuple(p.data_ptr() for p in model.parameters()))
@@ -130,7 +131,7 @@ class Graphs:
 
 
 def leaves(state: Any) -> list[Tensor] | None:
-    """Every tensor of a state, or None where one grows with the sequence (softmax attention)."""
+    """All tensors of a state, or None if one of them grows with the sequence (softmax attention)."""
     tensors = [state.length]
     for layer in state.layers:
         parts = layer if isinstance(layer, tuple) else (layer,)

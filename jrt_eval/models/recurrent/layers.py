@@ -1,7 +1,7 @@
-"""The parts that every layer shares: norms, the MLP, rotary positions.
+"""The parts that all layers share: norms, the MLP, rotary positions.
 
-On a GPU, where no gradient is needed, Triton kernels compute them (`jrt_eval.kernels.rms_norm`, `swiglu`, `rotary`): PyTorch's three to
-ten passes over the tensors would take about as long as a quarter of the matrix products.
+On a GPU without gradients, Triton kernels compute them (`jrt_eval.kernels.rms_norm`, `swiglu`, `rotary`). PyTorch makes three to ten
+passes over the tensors, which take about a quarter of the time of the matrix products.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jrt_eval.kernels.swiglu import swiglu
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm in float32, whatever the weights' dtype; the result is in the weights' dtype."""
+    """Root-mean-square norm, computed in float32; the result has the weights' dtype."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """The norm of a config without `rms_norm`: mean and bias too, in float32."""
+    """Layer norm, computed in float32; the result has the weights' dtype. Used by configs without `rms_norm`."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()

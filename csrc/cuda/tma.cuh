@@ -1,5 +1,5 @@
-// Tiles of a (batch, length, heads, dim) tensor of bf16, brought to shared memory by Hopper's copy engine, and the barriers that tell when
-// they are there: one thread asks for a chunk's tiles, the hardware computes addresses, swizzles, and fills what lies outside with zeros.
+// TMA loads of tiles of a (batch, length, heads, dim) tensor of bf16 into shared memory, and the mbarriers that signal their arrival. One
+// thread issues the loads of a chunk. The hardware computes addresses, swizzles, and fills elements outside the tensor with zeros.
 //
 // A tile is 64 tokens of one row and head by 16 or 64 columns; its 32- or 128-byte rows are swizzled as in wgmma.cuh.
 #pragma once
@@ -15,25 +15,25 @@ namespace jrt_cuda {
 constexpr int kTileTokens = 64;
 
 #ifndef JRT_EMULATE
-using TileMap = CUtensorMap;
-using Arrival = uint64_t;  // a barrier in shared memory
+using TensorMap = CUtensorMap;
+using Mbarrier = uint64_t;  // in shared memory
 
-JRT_DEVICE void start_arrival(Arrival& at) { asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&at)) : "memory"); }
-JRT_DEVICE void end_arrival(Arrival& at) { asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(shared_address(&at)) : "memory"); }
-// After the last start_arrival, before a barrier of the block.
-JRT_DEVICE void publish_arrivals() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-// How many bytes the tiles to come have together.
-JRT_DEVICE void expect(Arrival& at, int bytes) {
+JRT_DEVICE void mbarrier_init(Mbarrier& at) { asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&at)) : "memory"); }
+JRT_DEVICE void mbarrier_invalidate(Mbarrier& at) { asm volatile("mbarrier.inval.shared::cta.b64 [%0];" ::"r"(shared_address(&at)) : "memory"); }
+// After the last mbarrier_init and before __syncthreads.
+JRT_DEVICE void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+// Sets how many bytes the next tiles of an mbarrier have in total.
+JRT_DEVICE void expect_bytes(Mbarrier& at, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&at)), "r"(bytes) : "memory");
 }
-JRT_DEVICE void load_tile(void* to, const TileMap& map, Arrival& at, int column, int head, int token, int row) {
+JRT_DEVICE void tma_load(void* to, const TensorMap& map, Mbarrier& at, int column, int head, int token, int row) {
   asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(
                    shared_address(to)),
                "l"(&map), "r"(shared_address(&at)), "r"(column), "r"(head), "r"(token), "r"(row)
                : "memory");
 }
-// Until the tiles of the barrier's round `parity` (0, 1, 0, ...) are there.
-JRT_DEVICE void wait_for(Arrival& at, int parity) {
+// Waits until the tiles of the mbarrier's phase `parity` (0, 1, 0, ...) have arrived.
+JRT_DEVICE void mbarrier_wait(Mbarrier& at, int parity) {
   asm volatile(
       "{\n.reg .pred p;\nagain:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
@@ -42,8 +42,8 @@ JRT_DEVICE void wait_for(Arrival& at, int parity) {
       : "memory");
 }
 
-// The map of x's tiles of so many columns; cudaErrorNotSupported where the driver has no such maps.
-inline int make_tile_map(TileMap& map, const View& x, int64_t dim, int64_t heads, int64_t length, int64_t batches, int columns) {
+// The tensor map for tiles of x with `columns` columns; cudaErrorNotSupported if the driver has no tensor maps.
+inline int make_tensor_map(TensorMap& map, const View& x, int64_t dim, int64_t heads, int64_t length, int64_t batches, int columns) {
   using Encode = decltype(&cuTensorMapEncodeTiled);
   static const Encode encode = [] {
     void* found = nullptr;
@@ -56,7 +56,7 @@ inline int make_tile_map(TileMap& map, const View& x, int64_t dim, int64_t heads
     return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(found) : nullptr;
   }();
   if (!encode) return cudaErrorNotSupported;
-  // A dimension of one has no step that matters, and PyTorch gives it any.
+  // The stride of a dimension of size 1 is never used, and PyTorch sets it to any value.
   const auto bytes = [](int64_t step, int64_t count) { return cuuint64_t(count == 1 ? 16 : step * 2); };
   const cuuint64_t sizes[4] = {cuuint64_t(dim), cuuint64_t(heads), cuuint64_t(length), cuuint64_t(batches)};
   const cuuint64_t steps[3] = {bytes(x.head, heads), bytes(x.length, length), bytes(x.batch, batches)};

@@ -1,8 +1,7 @@
-// Launches: which kernel, with what grid and how much shared memory.
+// Launches of linear attention on a GPU: which kernel, its grid and its shared memory.
 #include <algorithm>
 #include <cmath>
 
-#include "short_conv/short_conv.cuh"
 #include "taylor_linear_attention/generic.cuh"
 #include "taylor_linear_attention/hopper.cuh"
 #include "taylor_linear_attention/tensor_cores.cuh"
@@ -43,8 +42,8 @@ struct Hopper {
     if (const int error = allow_shared(hopper_kernel<outputs, masked>, bytes)) return error;
     const LinearArgs& a = p.a;
     HopperParams params{p, {}, {}, {}, {}, {}};
-    const auto map = [&](TileMap& to, const View& x, int64_t dim, int64_t length, int columns) {
-      return x.data ? make_tile_map(to, x, dim, a.heads, length, a.batches, columns) : int(cudaSuccess);
+    const auto map = [&](TensorMap& to, const View& x, int64_t dim, int64_t length, int columns) {
+      return x.data ? make_tensor_map(to, x, dim, a.heads, length, a.batches, columns) : int(cudaSuccess);
     };
     if (const int error = map(params.q, a.q, a.dim, a.length, int(a.dim))) return error;
     if (const int error = map(params.k, a.k, a.dim, a.length, int(a.dim))) return error;
@@ -146,35 +145,7 @@ int step_as(const StepArgs& a, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-template <typename T, int width>
-int wide_conv(const ConvArgs& a, cudaStream_t stream) {
-  constexpr int channels = kConvThreads * 16 / sizeof(T);
-  const int64_t runs = std::max<int64_t>(1, (a.length + kWideRun - 1) / kWideRun);
-  const dim3 grid(unsigned((a.channels + channels - 1) / channels), unsigned(runs), unsigned(a.batches));
-  JRT_LAUNCH((wide_conv_kernel<T, width>), grid, kConvThreads, 0, stream, a);
-  return cudaGetLastError();
-}
-
-template <typename T>
-int conv_as(const ConvArgs& a, cudaStream_t stream) {
-  constexpr int wide = 16 / sizeof(T);
-  const auto whole = [](const View& x) {
-    return x.dim == 1 && x.batch % wide == 0 && x.length % wide == 0 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
-  };
-  if (a.length >= kAhead && a.channels % wide == 0 && whole(a.a) && whole(a.b) && reinterpret_cast<uintptr_t>(a.y) % 16 == 0) {
-    if (a.width == 2) return wide_conv<T, 2>(a, stream);
-    if (a.width == 3) return wide_conv<T, 3>(a, stream);
-    if (a.width == 4) return wide_conv<T, 4>(a, stream);
-  }
-  const int64_t runs = std::max<int64_t>(1, (a.length + kRun - 1) / kRun);
-  const dim3 grid(unsigned((a.channels + kConvThreads - 1) / kConvThreads), unsigned(runs), unsigned(a.batches));
-  JRT_LAUNCH((conv_kernel<T>), grid, kConvThreads, 0, stream, a);
-  return cudaGetLastError();
-}
-
 }  // namespace
-
-const char* error_name(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 
 int64_t generic_shared(int64_t dim, int64_t features, bool taylor) {
   return int64_t(GenericLayout(int(dim), int(features), taylor).total) * int64_t(sizeof(float));
@@ -188,7 +159,7 @@ bool has_hopper() {
 #endif
 }
 
-int linear(const LinearArgs& a, Kernel kernel, Stream stream) {
+int linear_attention(const LinearArgs& a, Kernel kernel, Stream stream) {
   if (kernel == kTensorCores) {
     if (a.dtype == kBFloat16) return prefill_as<bf16>(a, stream_of(stream));
     return prefill_as<f16>(a, stream_of(stream));
@@ -205,16 +176,10 @@ int linear(const LinearArgs& a, Kernel kernel, Stream stream) {
   return generic_as<f16>(a, stream_of(stream));
 }
 
-int step(const StepArgs& a, Stream stream) {
+int taylor_linear_attention_step(const StepArgs& a, Stream stream) {
   if (a.dtype == kFloat32) return step_as<float>(a, stream_of(stream));
   if (a.dtype == kBFloat16) return step_as<bf16>(a, stream_of(stream));
   return step_as<f16>(a, stream_of(stream));
-}
-
-int conv(const ConvArgs& a, Stream stream) {
-  if (a.dtype == kFloat32) return conv_as<float>(a, stream_of(stream));
-  if (a.dtype == kBFloat16) return conv_as<bf16>(a, stream_of(stream));
-  return conv_as<f16>(a, stream_of(stream));
 }
 
 }  // namespace jrt_cuda
