@@ -73,10 +73,13 @@ OPERATORS: dict[str, dict[str, tuple[str, ...]]] = {
         "sliding_window_attention_step": ("cpu", "cuda"),
     },
     "gated_linear_attention": {
-        "gated_linear_attention": ("cpu", "parallel"),
-        "gated_linear_attention_step": ("cpu",),
+        "gated_linear_attention": ("cpu", "triton", "parallel"),
+        "gated_linear_attention_step": ("cpu", "triton"),
     },
-    "gated_delta_rule": {"gated_delta_rule": ("cpu", "parallel"), "gated_delta_rule_step": ("cpu",)},
+    "gated_delta_rule": {
+        "gated_delta_rule": ("cpu", "triton", "parallel"),
+        "gated_delta_rule_step": ("cpu", "triton"),
+    },
     "rms_norm": {"add_rms_norm": ("triton",), "grouped_rms_norm": ("triton",)},
     "swiglu": {"swiglu": ("triton",)},
     "rotary": {"rotary": ("triton",)},

@@ -98,5 +98,5 @@ def load_model(
 
 
 def _fla_is_faster(device: torch.device) -> bool:
-    """On a GPU, flash-linear-attention's Triton kernels outrun our chunks of PyTorch."""
+    """On a GPU, flash-linear-attention's own classes are preferred where they are installed."""
     return device.type == "cuda" and find_spec("fla") is not None

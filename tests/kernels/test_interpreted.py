@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 
-def test_recurrences_and_convolution_in_the_interpreter() -> None:
+@pytest.mark.parametrize(("script", "lines"), [("interpreted_recurrences.py", 12), ("interpreted_gated.py", 8)])
+def test_kernels_in_the_interpreter(script: str, lines: int) -> None:
     pytest.importorskip("triton")
-    script = Path(__file__).parent / "interpreted_recurrences.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    folder = Path(__file__).parent
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    done = subprocess.run([sys.executable, str(folder / script)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 12
+    assert len(done.stdout.splitlines()) == lines
