@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from serving import serving
 from torch import Tensor
 
 from jrt_eval import kernels
@@ -40,13 +41,13 @@ def conv(backend: str, a: Tensor, b: Tensor, weight: Tensor, bias: Tensor, state
 def scan(
     backend: str, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, z: Tensor, state: Tensor
 ) -> Tensor:
-    return kernels.selective_scan_step(x, dt, a, b, c, state, d, z, backend=backend)
+    return kernels.selective_scan_step(x, dt, a, b, c, state, d, z, backend=serving(backend, "selective_scan_step"))
 
 
 def ssd(
     backend: str, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, z: Tensor, state: Tensor
 ) -> Tensor:
-    return kernels.ssd_step(x, dt, a, b, c, state, d, z, backend=backend)
+    return kernels.ssd_step(x, dt, a, b, c, state, d, z, backend=serving(backend, "ssd_step"))
 
 
 def imaginary(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jrt_eval.kernels.layout import weighted_sum
 from jrt_eval.kernels.selective_scan.reference import time_step
 
 CHUNK = 64
@@ -56,7 +57,8 @@ def ssd(
         decays = (step[:, :, at] * a[:, None]).double().cumsum(-1)
         later = torch.ones(decays.shape[-1], decays.shape[-1], dtype=torch.bool, device=x.device).triu(1)
         between = (decays[..., :, None] - decays[..., None, :]).masked_fill(later, -torch.inf).to(wide).exp()
-        ys.append((scores * between) @ driven + decays.to(wide).exp()[..., None] * (cc @ h.transpose(-1, -2)))
+        within = weighted_sum((scores * between).masked_fill(later, 0), driven, ~later)
+        ys.append(within + decays.to(wide).exp()[..., None] * (cc @ h.transpose(-1, -2)))
         left = (decays[..., -1:] - decays).to(wide).exp()[..., None]
         h = decays[..., -1:, None].to(wide).exp() * h + (left * driven).transpose(-1, -2) @ bc
     y = torch.cat(ys, 2) if ys else x

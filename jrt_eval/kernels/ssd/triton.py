@@ -128,8 +128,8 @@ def _prefill(
         step = tl.load(steps + first * heads + i)
         decay = tl.load(decays + first * heads + i)
         whole = tl.load(decays + first * heads + T - 1)
-        between = tl.exp2(tl.where(i[:, None] <= i[None, :], decay[None, :] - decay[:, None], float("-inf")))
-        weights = (pairs * between * step[:, None]).to(xc.dtype)
+        reached = pairs * tl.exp2(decay[None, :] - decay[:, None]) * step[:, None]
+        weights = tl.where(i[:, None] <= i[None, :], reached, 0.0).to(xc.dtype)  # NaN of a later token stays there
         xt = tl.trans(xc)
         out = tl.dot(h.to(cc.dtype), tl.trans(cc), input_precision=PRECISION) * tl.exp2(decay)[None, :]
         out = tl.dot(xt, weights, out, input_precision=PRECISION)
