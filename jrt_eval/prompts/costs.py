@@ -14,8 +14,8 @@ and `configs.<task>.metadata.jrt.costs` has
     seconds                     of the model's calls; shared among tasks by tokens where one call serves several of them
     documents_per_second
 
-Tokens need a model object with a tokenizer; without one (most API models) they are null and seconds are shared by
-requests. In a run of several processes, each counts its own requests.
+Tokens need the model's tokenizer, or one that the run names (`tokenizer=`, which API models need); without one they are
+null and seconds are shared by requests. In a run of several processes, each counts its own requests.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from jrt_eval.prompts.evaluated import max_length_of, tokenizer_of
+from jrt_eval.errors import UserError
+from jrt_eval.prompts import tokenization
+from jrt_eval.prompts.evaluated import evaluating, max_length_of, tokenizer_of
+from jrt_eval.prompts.requests import new_tokens, prompt_text
 from jrt_eval.prompts.tokenization import Tokenizer
 from jrt_eval.prompts.truncation import SIDE, on_truncation, recorded_cut, skipped_documents, skipping
 
 logger = logging.getLogger(__name__)
 
 METHODS = ("generate_until", "loglikelihood", "loglikelihood_rolling")
-DEFAULT_NEW_TOKENS = 256  # lm-eval's, where generation_kwargs do not say
 
 
 class Cost(NamedTuple):
@@ -54,7 +56,7 @@ def recording(evaluate: Callable[..., Any]) -> Callable[..., Any]:
         seconds: dict[str, float] = defaultdict(float)
         found = task_dict.get("tasks") if isinstance(task_dict, Mapping) else None
         tasks: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
-        with _timed(lm, seconds), skipping(tasks, lm):
+        with evaluating(lm), _timed(lm, seconds), skipping(tasks, lm):
             results = evaluate(lm, task_dict, *args, **kwargs)
         if results is not None:
             _record(results, tasks, lm, seconds)
@@ -102,7 +104,7 @@ def _timed(lm: Any, seconds: dict[str, float]) -> Iterator[None]:
 
 
 def _record(results: Any, tasks: Mapping[str, Any], lm: Any, seconds: Mapping[str, float]) -> None:
-    tokenizer, length = tokenizer_of(lm), max_length_of(lm)
+    tokenizer, length = tokenizer_of(lm) or _named_tokenizer(tasks), max_length_of(lm)
     requests = {name: list(getattr(task, "instances", None) or []) for name, task in tasks.items()}
     costs = {name: _costs(task, tokenizer, length) if tokenizer else None for name, task in requests.items()}
     weights: dict[str, dict[str, float]] = defaultdict(dict)  # method -> task -> its part of the work
@@ -141,6 +143,18 @@ def _record(results: Any, tasks: Mapping[str, Any], lm: Any, seconds: Mapping[st
         )
 
 
+def _named_tokenizer(tasks: Mapping[str, Any]) -> Tokenizer | None:
+    """The tokenizer that the run's arguments name, which lm-eval puts into every task's metadata."""
+    for task in tasks.values():
+        metadata = getattr(getattr(task, "config", None), "metadata", None)
+        if isinstance(metadata, Mapping) and metadata.get("tokenizer"):
+            try:
+                return tokenization.resolve(metadata)
+            except UserError:
+                return None
+    return None
+
+
 def _sums(requests: int, costs: list[Cost] | None) -> dict[str, Any]:
     return {
         "requests": requests,
@@ -167,7 +181,7 @@ def _record_samples(samples: list[Any], instances: list[Any], costs: list[Cost],
 
 def _costs(instances: list[Any], tokenizer: Tokenizer, length: int | None) -> list[Cost]:
     """The cost of each request, in order."""
-    prompts = tokenizer.count([_text(instance.args[0]) for instance in instances])
+    prompts = tokenizer.count([prompt_text(instance.args[0]) for instance in instances])
     generates = [instance.request_type == "generate_until" for instance in instances]
     texts = [
         "".join(map(str, instance.resps)) if generated else "".join(map(str, instance.args[1:2]))
@@ -185,12 +199,6 @@ def _costs(instances: list[Any], tokenizer: Tokenizer, length: int | None) -> li
     return costs
 
 
-def _text(argument: Any) -> str:
-    """A request's prompt; chat templates of API models wrap it."""
-    return argument if isinstance(argument, str) else str(getattr(argument, "prompt", argument))
-
-
 def _new_tokens(instance: Any) -> int:
-    options = instance.args[1] if len(instance.args) > 1 and isinstance(instance.args[1], Mapping) else {}
-    given = options.get("max_gen_toks") or options.get("max_new_tokens") or options.get("max_tokens")
-    return int(given or DEFAULT_NEW_TOKENS)
+    options = instance.args[1] if len(instance.args) > 1 else None
+    return new_tokens(options if isinstance(options, Mapping) else None)

@@ -35,8 +35,8 @@ def tokenizer() -> Tokenizer | None:
 def tokenizer_of(model: Any) -> Tokenizer | None:
     """The transformers tokenizer of lm-eval's `LM` object, None if it has none."""
     found = _attribute(model, "tokenizer")
-    if not hasattr(found, "encode") or not hasattr(found, "decode"):
-        return None
+    if not all(hasattr(found, name) for name in ("encode", "decode", "convert_tokens_to_ids")):
+        return None  # such as OpenAI's or a server's own
     return Tokenizer(str(getattr(found, "name_or_path", None) or type(model).__name__), found)
 
 
@@ -51,9 +51,22 @@ def on_truncation() -> str:
 
 
 def max_length_of(model: Any) -> int | None:
-    """Tokens of prompt and continuation that lm-eval's `LM` object takes, None if it does not say."""
+    """Tokens of prompt and continuation that lm-eval's `LM` object takes, None if it does not say, or leaves it to a
+    server (`sends_texts`).
+    """
+    if _sends_texts(model):
+        return None
     length = _attribute(model, "max_length")
     return length if isinstance(length, int) and not isinstance(length, bool) and length > 0 else None
+
+
+def sends_texts() -> bool:
+    """Whether the evaluated model object is an API that sends prompts as texts, which lm-eval then never cuts."""
+    return _sends_texts(_MODEL.get())
+
+
+def _sends_texts(model: Any) -> bool:
+    return _attribute(model, "tokenized_requests") is False
 
 
 def _attribute(model: Any, name: str) -> Any:

@@ -40,6 +40,7 @@ from jrt_eval.prompts.caching import prompt_key
 from jrt_eval.prompts.fewshot import OtherDocuments
 from jrt_eval.prompts.metadata import count_of, refuse_misspelt
 from jrt_eval.prompts.metrics import score
+from jrt_eval.prompts.requests import new_tokens, prompt_text
 from jrt_eval.prompts.rows import SourceRows, load_rows
 from jrt_eval.prompts.variants import Filler, neutral_characters, neutral_tokens
 from jrt_eval.prompts.windows import Budget
@@ -50,7 +51,6 @@ __all__ = ["OtherDocuments", "ReadTwiceTask", "score"]
 logger = logging.getLogger(__name__)
 
 CONTEXT_LENGTH, ANSWER_LENGTH = 1000, 50  # the paper's Table 1
-DEFAULT_NEW_TOKENS = 256  # lm-eval's, where generation_kwargs do not say
 
 
 class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
@@ -75,7 +75,7 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
         self._fewshot_seed: int | None = None
         self._rows_key: tuple[Any, ...] = ()
         self._lengths: dict[tuple[Any, ...], int] = {}  # tokens of the prompt, by document
-        self._limit = 0  # tokens that a prompt may have
+        self._limit: int | None = None  # tokens that a prompt may have
         super().__init__(data_dir, cache_dir, download_mode, config)
 
     # --- documents
@@ -203,21 +203,24 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
         record["prompts"] = len(self._instances)
         if self._tokenizer is None:
             return
-        limit = self._limit = self._max_length() - self._new_tokens()
-        lengths = self._tokenizer.count([_prompt(instance.args[0]) for instance in self._instances])
-        over = [length - limit for length in lengths if length > limit]
+        lengths = self._tokenizer.count([prompt_text(instance.args[0]) for instance in self._instances])
         self._lengths = {_identity(i.doc): length for i, length in zip(self._instances, lengths, strict=True)}
+        record["longest_prompt"] = max(lengths)
+        if (model_length := self._max_length()) is None:
+            return
+        new = new_tokens(self.config.generation_kwargs)
+        limit = self._limit = model_length - new
+        over = [length - limit for length in lengths if length > limit]
         record |= {
             "truncated": len(over),
             "max_prompt_tokens": limit,
-            "longest_prompt": max(lengths),
             "tokens_lost": max(over, default=0),
         }
         if over:
             logger.warning(
                 "%s: %d of %d prompts are longer than %d tokens (the model's %d less %d new ones), by up to %d: %s. "
                 "Lower context_length, or raise max_length.",
-                self.config.task, len(over), len(lengths), limit, limit + self._new_tokens(), self._new_tokens(),
+                self.config.task, len(over), len(lengths), limit, model_length, new,
                 max(over), self._what_is_lost(),
             )  # fmt: skip
 
@@ -245,18 +248,16 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
         window = [self.config.metadata["jrt"][key] for key in keys]
         return prompt_key(__version__, self._rows_key, vars(self.spec), window, config, self._fewshot_seed)
 
-    def _new_tokens(self) -> int:
-        kwargs = self.config.generation_kwargs or {}
-        return int(kwargs.get("max_gen_toks") or kwargs.get("max_new_tokens") or DEFAULT_NEW_TOKENS)
-
-    def _max_length(self) -> int:
-        """How many tokens the evaluated model's input may have: the rule that `--model jrt` and `--model hf` follow."""
+    def _max_length(self) -> int | None:
+        """How many tokens the evaluated model's input may have; None where only its server knows."""
+        if (length := evaluated.max_length()) is not None:
+            return length
         metadata = self.config.metadata
         given = metadata.get("max_length")
         if given is not None and str(given).isdigit():
             return int(given)
-        if (length := evaluated.max_length()) is not None:
-            return length
+        if evaluated.sends_texts():
+            return None
         tokenizer = self._tokenizer and self._tokenizer.transformers
         own = metadata.get("pretrained") or metadata.get("checkpoint_name")
         if isinstance(own, str):
@@ -264,7 +265,7 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
                 return context_length_of(
                     own, tokenization.revision_of(metadata), tokenizer, subfolder=metadata.get("subfolder")
                 )
-            except UserError:  # not a checkpoint: an API's model name
+            except UserError:  # not a checkpoint
                 pass
         return context_length({}, tokenizer)
 
@@ -279,7 +280,7 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
         length = self._lengths.get(_identity(doc))
         if length is not None:
             doc["jrt_prompt_tokens"] = length
-            if "truncated" in self._metric_fn_list:
+            if "truncated" in self._metric_fn_list and self._limit is not None:
                 scores["truncated"] = float(length > self._limit)
         return scores
 
@@ -292,8 +293,3 @@ def _one_or_all(values: list[Any]) -> Any:
 
 def _identity(doc: Mapping[str, Any]) -> tuple[Any, ...]:
     return doc["jrt_row"], doc["context_length"], doc.get("answer_depth")
-
-
-def _prompt(argument: Any) -> str:
-    """A request's prompt; chat templates of API models wrap it."""
-    return argument if isinstance(argument, str) else str(getattr(argument, "prompt", argument))

@@ -19,7 +19,7 @@ from itertools import accumulate
 from typing import Any
 
 from jrt_eval.errors import UserError
-from jrt_eval.models.tokenizers import load_tokenizer
+from jrt_eval.models.tokenizers import load_tokenizer, tokenizer_folder
 
 # Text may be cut before a blank that stands between a printing character and an ASCII letter.
 _SEAM = re.compile(r"(?<=\S)(?= [A-Za-z])")
@@ -147,10 +147,17 @@ def _crosses_seams(token: Mapping[str, Any]) -> bool:
 
 
 def requested(metadata: Mapping[str, Any]) -> str | None:
-    """The tokenizer that a run's metadata name: `tokenizer`, else the evaluated model's (lm-eval adds model_args)."""
+    """The tokenizer that a run's metadata name: `tokenizer`, else the evaluated model's (lm-eval adds model_args).
+
+    `model` is what API models call theirs. It counts if it is the name of a repository (owner/name), as servers of open
+    models have it, or of a folder; not if it is a name such as gpt-4o.
+    """
     for key in ("tokenizer", "pretrained", "checkpoint_name"):
         if isinstance(metadata.get(key), str) and metadata[key]:
             return str(metadata[key])
+    name = metadata.get("model")
+    if isinstance(name, str) and ("/" in name or tokenizer_folder(name) is not None):
+        return name
     return None
 
 

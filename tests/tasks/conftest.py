@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 from jrt_eval.plugin import task_folder
+
+sys.path.insert(0, str(Path(__file__).parent))  # helper modules
 
 
 @pytest.fixture(scope="session")
