@@ -6,8 +6,8 @@
 
 The models have about 100M parameters and random weights. Each figure is a median over the rounds; the ratio is plain
 transformers' time over ours. "hf" is the class as transformers computes it here: with the packages that it finds, else in
-PyTorch. "kernels" is the same module with our kernels, and the last line lists who computes each function. On a CPU, "jrt" is
-what `--model jrt` evaluates: with our attention and linear layers (`cpu_linear=auto`) as well.
+PyTorch. "kernels" is the same module with our kernels, and the last line lists who computes each function. "jrt" is
+what `--model jrt` evaluates: on a CPU with our attention and linear layers (`cpu_linear=auto`) as well, on a GPU with CUDA graphs.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ def sides(name: str, args: argparse.Namespace) -> dict[str, TransformersModel]:
     dtype = getattr(torch, args.dtype)
     inner = build(name, args.device, dtype)
     models = {
-        "hf": TransformersModel(inner, batching=batching, backend="torch"),
-        "kernels": TransformersModel(inner, batching=batching),
+        "hf": TransformersModel(inner, batching=batching, backend="torch", cuda_graphs=False),
+        "kernels": TransformersModel(inner, batching=batching, cuda_graphs=False),
     }
     if args.device == "cpu":
-        again = build(name, args.device, dtype)
-        cpu_inference.prepare(again)
-        models["jrt"] = TransformersModel(again, batching=batching)
-        linear.use_fastest(models["jrt"], "auto")
+        inner = build(name, args.device, dtype)
+        cpu_inference.prepare(inner)
+    models["jrt"] = TransformersModel(inner, batching=batching)
+    linear.use_fastest(models["jrt"], "auto" if args.device == "cpu" else "torch")
     return models
 
 
@@ -87,13 +87,13 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     models = sides(name, args)
     inner = models["hf"].inner
     ids = torch.randint(3, 32000, (args.rows, args.tokens), device=args.device)
-    short = ids[:, :16]
+    prompts = ids[:, :16].tolist()
 
     def prefill(model: TransformersModel) -> None:
         model(ids, logits_to_keep=1)
 
     def decode(model: TransformersModel) -> None:
-        model.generate(short, args.new, min_new_tokens=args.new, pad_token_id=0)
+        model.continue_prompts(prompts, args.new, sampling={}, stop_ids=[])
 
     clock = process_time if args.clock == "process" else perf_counter
     result: dict[str, Any] = {"parameters": inner.num_parameters(), "kernels": models["kernels"].kernels}

@@ -104,7 +104,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         backend = choice("backend", backend, ["auto", *BACKENDS])
         self._model: LanguageModel
         if isinstance(pretrained, nn.Module):
-            self._model = _wrapped(pretrained, backend)
+            self._model = _wrapped(pretrained, backend, flag("cuda_graphs", cuda_graphs))
         else:
             self._model = load_model(
                 str(pretrained),
@@ -637,7 +637,7 @@ def _record_cuts(requests: Sequence[Instance], cut: Sequence[int]) -> None:
         request.jrt_tokens_cut = tokens
 
 
-def _wrapped(model: nn.Module, backend: str) -> LanguageModel:
+def _wrapped(model: nn.Module, backend: str, cuda_graphs: bool) -> LanguageModel:
     """A module of `load_model` as it is; one of transformers with our interface."""
     from transformers import PreTrainedModel
 
@@ -647,4 +647,4 @@ def _wrapped(model: nn.Module, backend: str) -> LanguageModel:
         raise UserError(
             f"pretrained is a {type(model).__name__}: give a hub id, a folder, or a model of jrt_eval.load_model"
         )
-    return TransformersModel(model.eval(), backend=backend)
+    return TransformersModel(model.eval(), backend=backend, cuda_graphs=cuda_graphs)

@@ -84,6 +84,7 @@ def load_model(
             device=where,
             dtype=kind,
             backend=backend,
+            cuda_graphs=cuda_graphs,
             fla=family == "fla",
             trust_remote_code=trust_remote_code,
             attn_implementation=attn_implementation,

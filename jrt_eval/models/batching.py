@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from jrt_eval.models.cpu_inference import cache_argument
+
 LONG, SHORT, STEPS = 23, 9, 4  # the padding, and what follows it, are longer than a short convolution
 
 Mode = Literal["padded", "equal lengths", "alone"]
@@ -33,17 +35,11 @@ class Batching:
 
 def measure(inner: Any) -> Batching:
     """The fullest batches in which each row's logits are those that it has alone."""
-    draw = random.Random(0)
-    end = getattr(inner.generation_config, "eos_token_id", None)
-    ends = end if isinstance(end, list) else [end]  # would end the decoding
-    vocabulary = [
-        token for token in range(min(1000, inner.get_input_embeddings().weight.shape[0])) if token not in ends
-    ]
-    rows = [draw.choices(vocabulary, k=length + STEPS) for length in (LONG, SHORT, SHORT)]
+    rows = _probes(inner)
     with torch.inference_mode():
         alone = [_decode(inner, [row])[0] for row in rows]
         spread = float(alone[0].std())
-        tolerance = max(spread, 1e-6) * (1e-3 if inner.dtype in (torch.float32, torch.float64) else 0.1)
+        tolerance = _tolerance(inner, spread)
         padded = _difference(lambda: _decode(inner, rows[:2]), alone[:2])
         equal = 0.0 if padded <= tolerance else _difference(lambda: _decode(inner, rows[1:]), alone[1:])
         right = _difference(lambda: _score(inner, rows[:2]), [_score(inner, [row])[0] for row in rows[:2]])
@@ -60,6 +56,41 @@ def measure(inner: Any) -> Batching:
     return Batching(decode, score, f"{reason}; their standard deviation is {spread:.1e}")
 
 
+def static_cache_agrees(inner: Any) -> bool:
+    """Whether a padded batch has the same logits on transformers' static cache as on its usual one."""
+    from transformers import StaticCache
+
+    name = cache_argument(inner, {})
+    rows = _probes(inner)[:2]
+    if name is None:
+        return False
+    with torch.inference_mode():
+        usual = _decode(inner, rows)
+        difference = _difference(
+            lambda: _decode(
+                inner, rows, **{name: StaticCache(config=inner.config, max_cache_len=2 * LONG), "disable_compile": True}
+            ),
+            usual,
+        )
+    return difference <= _tolerance(inner, float(usual[0].std()))
+
+
+def _probes(inner: Any) -> list[list[int]]:
+    """Three short rows of random tokens; the last two have the same length."""
+    draw = random.Random(0)
+    end = getattr(inner.generation_config, "eos_token_id", None)
+    ends = end if isinstance(end, list) else [end]  # would end the decoding
+    vocabulary = [
+        token for token in range(min(1000, inner.get_input_embeddings().weight.shape[0])) if token not in ends
+    ]
+    return [draw.choices(vocabulary, k=length + STEPS) for length in (LONG, SHORT, SHORT)]
+
+
+def _tolerance(inner: Any, spread: float) -> float:
+    """The largest difference of equal logits, whose standard deviation is `spread`."""
+    return max(spread, 1e-6) * (1e-3 if inner.dtype in (torch.float32, torch.float64) else 0.1)
+
+
 def _difference(run: Callable[[], list[Tensor]], alone: list[Tensor]) -> float:
     """The largest difference to the rows' own logits; infinite where the class fails on the batch or gives NaN."""
     try:
@@ -70,7 +101,7 @@ def _difference(run: Callable[[], list[Tensor]], alone: list[Tensor]) -> float:
     return worst if worst == worst else float("inf")
 
 
-def _decode(inner: Any, rows: list[list[int]]) -> list[Tensor]:
+def _decode(inner: Any, rows: list[list[int]], **arguments: Any) -> list[Tensor]:
     """Logits (STEPS, vocabulary) at the last STEPS tokens of each row, which `generate` is made to choose."""
     prompts = [row[:-STEPS] for row in rows]
     width = max(map(len, prompts))
@@ -86,6 +117,7 @@ def _decode(inner: Any, rows: list[list[int]]) -> list[Tensor]:
         prefix_allowed_tokens_fn=lambda row, so_far: [rows[row][len(so_far) - width - STEPS]],
         output_logits=True,
         return_dict_in_generate=True,
+        **arguments,
     )
     return list(torch.stack(out.logits, 1).float())
 

@@ -48,15 +48,21 @@ def _cache(inner: Any, length: int) -> Iterator[tuple[str, tuple[int, int | None
     seen: set[int] = set()
     for path, tensor, window in _walk(held, "", None, seen):
         yield path, (_bytes(tensor), window)
-    for path, tensor in _module_tensors(inner):
-        if path.endswith(("_state", "_states")) and id(tensor) not in seen:
+    for path, tensor in module_states(inner):
+        if id(tensor) not in seen:
             yield path, (_bytes(tensor), None)
 
 
-def _module_tensors(inner: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def tensors_in(cache: Any) -> list[Tensor]:
+    """Every tensor inside a cache object."""
+    return [tensor for _, tensor, _ in _walk(cache, "", None, set())]
+
+
+def module_states(inner: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """States that a class keeps in its modules and not in its cache."""
     for name, module in inner.named_modules():
         for key, value in vars(module).items():
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and key.endswith(("_state", "_states")):
                 yield f"{name}.{key}", value
 
 

@@ -104,6 +104,17 @@ def _causal_in_blocks(query: Tensor, key: Tensor, value: Tensor, scaling: float)
     return y.view(batch, length, heads, -1)
 
 
+def cache_argument(model: Any, arguments: Mapping[str, Any]) -> str | None:
+    """What the model's forward calls its cache; None if `generate` with these arguments chooses a cache or a search itself."""
+    settings = {**model.generation_config.to_diff_dict(), **arguments}
+    if any(settings.get(key) is not None for key in _OTHER_CACHES):
+        return None
+    if settings.get("use_cache") is False or settings.get("num_beams") not in (None, 1):
+        return None
+    takes = inspect.signature(model.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in takes), None)
+
+
 def growing_cache(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The argument of `generate`, beside `arguments`, that makes the cache's attention layers grow in place.
 
@@ -113,13 +124,7 @@ def growing_cache(model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         from transformers.cache_utils import DynamicCache, DynamicLayer
     except ImportError:
         return {}
-    takes = inspect.signature(model.forward).parameters
-    name = next((name for name in ("cache", "past_key_values") if name in takes), None)
-    settings = {**model.generation_config.to_diff_dict(), **arguments}
-    if any(settings.get(key) is not None for key in _OTHER_CACHES):
-        return {}
-    if settings.get("use_cache") is False or settings.get("num_beams") not in (None, 1):
-        return {}
+    name = cache_argument(model, arguments)
     supported = getattr(model, "_supports_default_dynamic_cache", None)
     if name is None or supported is None or not supported():
         return {}

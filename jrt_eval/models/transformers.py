@@ -18,6 +18,7 @@ from jrt_eval.models.batching import Batching, Mode, measure
 from jrt_eval.models.cache_size import cache_bytes
 from jrt_eval.models.checkpoints import Checkpoint
 from jrt_eval.models.interface import StateBytes, StopTest, token_ids
+from jrt_eval.models.recorded_decoding import RecordedDecoding
 from jrt_eval.models.recurrent.generation import right_padded
 from jrt_eval.models.recurrent.model import score_tokens
 from jrt_eval.models.recurrent.reading import Section, short
@@ -39,10 +40,12 @@ class TransformersModel(nn.Module):
         *,
         batching: Batching | None = None,
         backend: str = "auto",
+        cuda_graphs: bool = True,
     ) -> None:
         """raw_config: of a config.json that is not in transformers' form. batching: measured now if not given.
 
         backend: kernels of the recurrent functions that the class looks up; "torch" is plain transformers.
+        cuda_graphs: decode through CUDA graphs on a GPU, where the class allows it.
         """
         super().__init__()
         self.inner = inner
@@ -51,6 +54,8 @@ class TransformersModel(nn.Module):
         self._raw_config = raw_config
         self._forward_takes = set(inspect.signature(inner.forward).parameters)
         self.backend = backend
+        self.cuda_graphs = cuda_graphs
+        self._recorded = RecordedDecoding()
         provide(inner)
         with serving(backend):
             self.batching = measure(inner) if batching is None else batching
@@ -166,14 +171,17 @@ class TransformersModel(nn.Module):
             sampling |= cpu_inference.growing_cache(self.inner, sampling)
         if stop_test is not None:
             sampling["stopping_criteria"] = StoppingCriteriaList([_criterion(stop_test, width)])
-        out = self.generate(
-            ids,
-            max_new_tokens,
-            attention_mask=mask,
-            pad_token_id=pad,
-            eos_token_id=stop_ids or None,
-            **sampling,
-        )
+        sampling |= {"attention_mask": mask, "pad_token_id": pad, "eos_token_id": stop_ids or None}
+        if self.cuda_graphs and self.device.type == "cuda":
+            # tensors that were created in inference mode, as a kept cache's, can be written in inference mode only
+            with (
+                torch.inference_mode(),
+                serving(self.backend),
+                self._recorded.generating(self.inner, *ids.shape, max_new_tokens, sampling) as cache,
+            ):
+                out = self.generate(ids, max_new_tokens, **sampling, **cache)
+        else:
+            out = self.generate(ids, max_new_tokens, **sampling)
         return [_until(row, stop_ids) for row in out[:, width:].tolist()]
 
     @torch.no_grad()
@@ -272,6 +280,7 @@ def load_transformers(
     device: torch.device,
     dtype: torch.dtype | None,
     backend: str = "auto",
+    cuda_graphs: bool = True,
     fla: bool = False,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
@@ -319,7 +328,7 @@ def load_transformers(
     inner = (inner if device_map is not None or quantised else inner.to(device)).eval()
     if device.type == "cpu" and device_map is None and not quantised and attn_implementation is None:
         cpu_inference.prepare(inner)
-    return TransformersModel(inner, backend=backend)
+    return TransformersModel(inner, backend=backend, cuda_graphs=cuda_graphs)
 
 
 def check_numbers(config: Mapping[str, Any], source: str) -> None:
