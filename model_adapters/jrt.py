@@ -49,7 +49,7 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
     autocast). max_length: tokens of context and continuation together (`jrt_eval.models.context`). on_truncation: what
     happens to longer contexts: left or middle (where they are cut), skip (their document is not scored) or fail. short_prompt: what
     JRT-RNN does with a prompt shorter than its encoder: left_pad, read_twice or iterate. backend: kernels to use. arch:
-    overrides the family that config.json describes. cuda_graphs: decode JRT and Based models through CUDA graphs on a
+    overrides the family that config.json describes. cuda_graphs: decode through CUDA graphs on a
     GPU. cpu_linear: the product of linear layers on a CPU (auto, torch or packed). attn_implementation, device_map,
     parallelize, peft, think_end_token, enable_thinking, chat_template_args: as for lm-eval's `hf`.
     """

@@ -177,7 +177,7 @@ class TransformersModel(nn.Module):
             with (
                 torch.inference_mode(),
                 serving(self.backend),
-                self._recorded.generating(self.inner, *ids.shape, max_new_tokens, sampling) as cache,
+                self._recorded.generating(self.inner, len(prompts), width, max_new_tokens, sampling) as cache,
             ):
                 out = self.generate(ids, max_new_tokens, **sampling, **cache)
         else:
