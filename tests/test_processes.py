@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -82,6 +83,30 @@ def test_a_spawned_pool(hostile: Path) -> None:
     script.write_text(code)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert (done.stdout, ran(hostile)) == ("[1, 2, 3]\n", []), done.stderr
+
+
+def test_every_pool_of_ours_is_safe() -> None:
+    """Whatever asks multiprocessing for a context does so inside `safe_multiprocessing`."""
+    root = Path(__file__).parents[1]
+    unsafe, found = [], 0
+    for path in (
+        path for folder in ("jrt_eval", "model_adapters", "benchmarks") for path in (root / folder).rglob("*.py")
+    ):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        safe = {
+            id(inner)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.With)
+            and "safe_multiprocessing()" in map(ast.unparse, (i.context_expr for i in node.items))
+            for inner in ast.walk(node)
+        }
+        for node in ast.walk(tree):
+            called = ast.unparse(node.func).rsplit(".", 1)[-1] if isinstance(node, ast.Call) else ""
+            if called in ("get_context", "ProcessPoolExecutor", "set_start_method"):
+                found += 1
+                unsafe += [] if id(node) in safe else [f"{path.relative_to(root)}:{node.lineno}"]
+    assert found
+    assert unsafe == []
 
 
 def test_the_environment_is_as_before_afterwards() -> None:

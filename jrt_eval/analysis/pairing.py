@@ -44,6 +44,7 @@ _SHARED = (
     "gen_kwargs",
     "system_instruction",
     "chat_template",
+    "thinking",
     "fewshot_as_multiturn",
 )
 _IDENTITY = {"row": "row", "hash": "doc_hash", "position": "doc_id"}

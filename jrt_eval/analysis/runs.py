@@ -163,6 +163,7 @@ def _run_columns(data: dict[str, Any], config: dict[str, Any], args: dict[str, A
         "revision": _text(config.get("model_sha") or config.get("model_revision") or args.get("revision") or None),
         "system_instruction": _text(data.get("system_instruction") or config.get("system_instruction") or None),
         "chat_template": _chat_template(data),
+        "thinking": _thinking(config, args),
         "fewshot_as_multiturn": True if data.get("fewshot_as_multiturn") is True else None,
         "limit": _float(config.get("limit"), finite=True),
         "batch_size": _text(config.get("batch_size")),
@@ -182,6 +183,29 @@ def _run_columns(data: dict[str, Any], config: dict[str, Any], args: dict[str, A
         "seconds": _float(data.get("total_evaluation_time_seconds")),
         "file": file,
     }
+
+
+def _thinking(config: dict[str, Any], args: dict[str, Any]) -> bool | None:
+    """Whether the model was told to think before it answers, or not to: by its arguments, or in requests to a server."""
+    asked = config.get("gen_kwargs")
+    asked = parse_args(asked) if isinstance(asked, str) else _dict(asked)
+    body = _settings(asked.get("extra_body"))
+    nested = (args.get("chat_template_args"), asked.get("chat_template_kwargs"), body.get("chat_template_kwargs"))
+    for place in (args, *map(_settings, nested), body):
+        value = str(place.get("enable_thinking", "")).lower()
+        if value in ("true", "1", "false", "0"):
+            return value in ("true", "1")
+    return None
+
+
+def _settings(value: Any) -> dict[str, Any]:
+    """An object, or one that is written as JSON; else an empty one."""
+    if isinstance(value, str):
+        try:
+            value = lenient_json.loads(value.encode("utf-8", "replace"))
+        except (ValueError, RecursionError):
+            return {}
+    return _dict(value)
 
 
 def _task_columns(data: dict[str, Any], config: dict[str, Any], task: str, values: dict[str, Any]) -> dict[str, Any]:

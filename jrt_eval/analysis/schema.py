@@ -86,6 +86,7 @@ SCORES = (
     Column("gen_kwargs", "str", "generation settings (the task's, then `--gen_kwargs`) as JSON; missing where unused"),
     Column("system_instruction", "str", "`--system_instruction`"),
     Column("chat_template", "category", "the chat template's name, or its hash; missing where none was applied"),
+    Column("thinking", "bool", "whether the model was told to think before it answers; missing: the run does not say"),
     Column("fewshot_as_multiturn", "bool", "whether in-context examples were turns of a conversation"),
     Column("limit", "float", "`--limit`: number or fraction of documents; missing: all"),
     Column("batch_size", "category", "`--batch_size` as given (a number or auto)"),
@@ -179,6 +180,7 @@ SETTINGS = (
     "gen_kwargs",
     "system_instruction",
     "chat_template",
+    "thinking",
     "fewshot_as_multiturn",
     "limit",
 )

@@ -115,6 +115,8 @@ def describe(setting: str, value: Any, among: pd.Series) -> str:
         return f"{value}-shot"
     if setting == "fewshot_as_multiturn":
         return "multi-turn"
+    if setting == "thinking":
+        return "thinking" if value else "no thinking"
     if setting == "system_instruction":
         return f"system: {value if len(value) < 24 else value[:20] + '...'}"
     if setting == "windows":

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +136,8 @@ def _dataset_records(data: Data) -> Iterator[tuple[str, Any]]:
     from datasets import load_dataset
 
     # From release 4 on, datasets runs no code of a repository and has no such argument.
-    safe = {"trust_remote_code": False} if "trust_remote_code" in signature(load_dataset).parameters else {}
     try:
-        loaded = load_dataset(data.dataset, data.subset, split=data.split, **safe)
+        loaded = load_dataset(data.dataset, data.subset, split=data.split, trust_remote_code=False)
     except Exception as error:
         line = (" ".join(str(error).split()) or type(error).__name__)[:300]
         raise UserError(f"data set {data.dataset!r} could not be loaded: {line}") from error

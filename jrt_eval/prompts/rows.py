@@ -132,8 +132,9 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 def _from_hub(dataset: str, name: str | None, split: str, kwargs: dict[str, Any]) -> SourceRows:
     import datasets
 
+    trust = bool(kwargs.pop("trust_remote_code", False))  # a task's YAML may say so; nothing else does
     try:
-        loaded = datasets.load_dataset(dataset, name, split=split, **kwargs)
+        loaded = datasets.load_dataset(dataset, name, split=split, trust_remote_code=trust, **kwargs)
     except Exception as error:  # `datasets` raises whatever its many backends raise
         raise UserError(
             f"cannot load data set {dataset!r} (split {split}) from the hub: {first_line(error)}; offline, give "

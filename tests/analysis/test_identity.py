@@ -25,6 +25,10 @@ BOTH = {"jrt_fda": ONCE, "jrt_fda_twice": TWICE}
         ({"system_instruction": "Be brief."}, "m [system: Be brief.]"),
         ({"chat_template": "{{ messages }}", "chat_template_sha": "abcdef" * 9}, "m [chat template]"),
         ({"fewshot_as_multiturn": True}, "m [multi-turn]"),
+        (
+            {"config__gen_kwargs": {"chat_template_kwargs": {"enable_thinking": True}}},
+            "m [chat_template_kwargs={'enable_thinking': True}, thinking]",
+        ),
         ({"n-shot": {"jrt_fda": 5, "jrt_fda_twice": 5}}, "m [5-shot]"),
         ({"versions": {"jrt_fda": 2.0, "jrt_fda_twice": 2.0}}, "m [version 2.0]"),
     ],
@@ -43,6 +47,25 @@ def test_a_setting_is_part_of_the_run(tmp_path: Path, changed: dict[str, Any], l
     assert table.loc[label, "gain"] == 0
     assert table.drop(index=label)["gain"].tolist() == [pytest.approx(3 / 12)]
     assert label in scores_table(results).flat()["model"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("given", "thinking"),
+    [
+        ({"model_args": {"pretrained": "m", "enable_thinking": True}}, True),
+        ({"model_args": 'pretrained=m,chat_template_args={"enable_thinking": false}'}, False),
+        ({"gen_kwargs": {"chat_template_kwargs": {"enable_thinking": False}}}, False),
+        ({"gen_kwargs": {"extra_body": {"chat_template_kwargs": {"enable_thinking": True}}}}, True),
+        ({"gen_kwargs": {"extra_body": {"enable_thinking": True}}}, True),
+        ({"gen_kwargs": 'chat_template_kwargs={"enable_thinking": false}'}, False),
+        ({"gen_kwargs": {"temperature": 1.0}}, None),
+        ({"gen_kwargs": {"chat_template_kwargs": "[1"}}, None),
+    ],
+)
+def test_thinking_that_was_asked_for(tmp_path: Path, given: Any, thinking: bool | None) -> None:
+    write_run(tmp_path, "m", BOTH, **{f"config__{name}": value for name, value in given.items()})
+    found = load_results(tmp_path).scores["thinking"]
+    assert found.isna().all() if thinking is None else (found == thinking).all()
 
 
 def test_other_settings_are_not_paired(tmp_path: Path) -> None:
