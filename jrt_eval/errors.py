@@ -11,8 +11,15 @@ class UserError(ValueError):
     """Bad input. The message is one line that says what is wrong, where, and how to fix it.
 
     `jrt-eval` and, when our plugin is loaded, `lm_eval` print it without a traceback and exit with status 1. In Python it is an ordinary
-    exception. `JRT_EVAL_DEBUG=1` shows the traceback.
+    exception. `JRT_EVAL_DEBUG=1` shows the traceback. Line breaks and control characters, which names from files may bring along, are
+    escaped.
     """
+
+    def __init__(self, message: object) -> None:
+        text = str(message)
+        if not text.isprintable():
+            text = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+        super().__init__(text)
 
 
 def install_excepthook() -> None:

@@ -30,7 +30,7 @@ from jrt_eval.models.context import ON_TRUNCATION, context_length, shorten
 from jrt_eval.models.interface import LanguageModel
 from jrt_eval.models.recurrent.model import RecurrentModel
 from jrt_eval.models.stopping import StopStrings
-from jrt_eval.models.tokenizers import load_tokenizer
+from jrt_eval.models.tokenizers import load_tokenizer, tokenizer_errors
 from jrt_eval.models.transformers import TransformersModel
 from jrt_eval.models.weights import as_dtype
 
@@ -336,8 +336,12 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         add = add_special_tokens if add_special_tokens is not None else self._adds_special(string)
         special = {} if add is None else {"add_special_tokens": add}
-        tokens: list[int] = self.tokenizer.encode(string, **special)
+        with self._tokenizer_errors():
+            tokens: list[int] = self.tokenizer.encode(string, **special)
         return tokens
+
+    def _tokenizer_errors(self) -> AbstractContextManager[None]:
+        return tokenizer_errors(f"the tokenizer {self.tokenizer.name_or_path} fails on a prompt")
 
     def _adds_special(self, string: str) -> bool | None:
         """Whether special tokens are added to a text; None: as the tokenizer does by itself."""
@@ -352,9 +356,9 @@ class JRTLM(TemplateLM):  # type: ignore[misc]
         prompts: list[list[int]] = [[] for _ in contexts]
         for add, rows in groups.items():
             special = {} if add is None else {"add_special_tokens": add}
-            for i, tokens in zip(
-                rows, self.tokenizer([contexts[i] for i in rows], **special)["input_ids"], strict=True
-            ):
+            with self._tokenizer_errors():
+                encoded = self.tokenizer([contexts[i] for i in rows], **special)["input_ids"]
+            for i, tokens in zip(rows, encoded, strict=True):
                 prompts[i] = tokens or [self.prefix_token_id]
         self._check_tokens(prompts)
         return prompts

@@ -107,10 +107,11 @@ def find_files(data: Data) -> list[Path]:
 def _encode(encoder: Any, texts: list[str]) -> list[list[int]]:
     """Token ids of each text, without special tokens. Calling a fast tokenizer's backend takes half the time."""
     fast = getattr(encoder, "backend_tokenizer", None)
-    if fast is not None:
-        return [encoding.ids for encoding in fast.encode_batch_fast(texts, add_special_tokens=False)]
-    ids: list[list[int]] = encoder(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
+    with tokenizers.tokenizer_errors(f"the tokenizer {encoder.name_or_path} fails on a text"):
+        if fast is not None:
+            return [encoding.ids for encoding in fast.encode_batch_fast(texts, add_special_tokens=False)]
+        ids: list[list[int]] = encoder(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
 
 
 def _records(data: Data) -> Iterator[dict[str, Any]]:

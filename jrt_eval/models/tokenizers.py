@@ -6,7 +6,8 @@ tokenizer files gets the one that it was trained with, as far as its config.json
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +88,12 @@ def _config(checkpoint: Checkpoint) -> Mapping[str, Any]:
 def _from_transformers(checkpoint: Checkpoint, name: str | Path, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
-    try:
+    with tokenizer_errors(f"cannot load the tokenizer of {name}"):
         tokenizer = AutoTokenizer.from_pretrained(
             checkpoint.location, trust_remote_code=trust_remote_code, **checkpoint.options
         )
         if len(tokenizer) < 2:  # transformers 5 makes an empty one for a repository without tokenizer files
             raise ValueError("its vocabulary is empty")
-    except Exception as error:  # noqa: BLE001 - transformers and tokenizers raise many kinds
-        raise UserError(f"cannot load the tokenizer of {name}: {_one_line(error)}") from None
     tokenizer.name_or_path = str(name)
     return tokenizer
 
@@ -102,19 +101,15 @@ def _from_transformers(checkpoint: Checkpoint, name: str | Path, trust_remote_co
 def _from_file(path: Path) -> Any:
     from tokenizers import Tokenizer
 
-    try:
+    with tokenizer_errors(f"{path} is not a tokenizer"):
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 - tokenizers raises plain Exception
-        raise UserError(f"{path} is not a tokenizer: {_one_line(error)}") from None
 
 
 def _gpt2(folder: Path) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    try:
+    with tokenizer_errors(f"{folder} has no byte-level BPE (vocab.json, merges.txt)"):
         tokenizer = Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
-    except Exception as error:  # noqa: BLE001 - tokenizers raises plain Exception
-        raise UserError(f"{folder} has no byte-level BPE (vocab.json, merges.txt): {_one_line(error)}") from None
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
@@ -140,6 +135,22 @@ def tokenizer_folder(name: str | None) -> Path | None:
         return None
     path = minis.TOKENIZER if name == "mini" else minis.find(name) or Path(name).expanduser()
     return path if path.is_dir() else None
+
+
+@contextmanager
+def tokenizer_errors(what: str) -> Iterator[None]:
+    """Inside the block, whatever transformers and tokenizers raise becomes a `UserError` that begins with `what`.
+
+    A panic of the Rust code in `tokenizers` counts too, although its class derives from BaseException.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{what}: {_one_line(error)}") from None
 
 
 def _one_line(error: BaseException) -> str:

@@ -91,7 +91,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                 f"{path} holds more than tensors{what}, and loading that could execute code: refused"
             ) from None
         raise UserError(f"{path} ({size:,} bytes) is truncated, or not a file of tensors: {_line(error)}") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnicodeDecodeError) as error:
+    except Exception as error:  # noqa: BLE001 - the instructions of a damaged pickle raise any kind
         raise UserError(f"{path} ({size:,} bytes) is truncated or not a torch file: {_line(error)}") from None
     if isinstance(held, dict) and isinstance(held.get("state_dict"), dict):
         held = held["state_dict"]  # as training checkpoints hold it

@@ -265,7 +265,8 @@ def _identity(spec: DocumentSpec, row: Mapping[str, Any]) -> list[str]:
     """Short names of a row's document: hashes of its identifiers and of the beginning of its text."""
     named = [(name, str(row[name])) for name in spec.identity if row.get(name) is not None]
     named.append(("text", row[spec.text].strip()[:200]))  # a cloze at its end differs from row to row
-    return [hashlib.blake2b(f"{name}\0{value}".encode(), digest_size=6).hexdigest() for name, value in named]
+    texts = [f"{name}\0{value}".encode(errors="surrogatepass") for name, value in named]
+    return [hashlib.blake2b(text, digest_size=6).hexdigest() for text in texts]
 
 
 def _depth(passage: str, answers: Sequence[str]) -> float | None:

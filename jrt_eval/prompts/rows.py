@@ -188,7 +188,8 @@ def place_in_tokens(place: str, name: str, row: Mapping[str, Any]) -> int | None
     value = row.get(name)
     if value is None or value != value:  # parquet has NaN where JSON has null
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value != int(value):
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if not whole or isinstance(value, bool) or value < 0:
         raise UserError(f"{place}: field {name!r} must be an integer of 0 or more, this is {value!r}")
     return int(value)
 
@@ -201,5 +202,5 @@ def check_fields(rows: SourceRows, names: Iterable[str]) -> None:
             if name not in row:
                 raise UserError(
                     f"{rows.place(index)}: field {name!r} is missing: this task needs {', '.join(names)}, "
-                    f"the row has {', '.join(map(str, row))}"
+                    f"the row has {', '.join(map(str, row))[:200]}"
                 )

@@ -32,7 +32,7 @@ from lm_eval.api.task import ConfigurableTask
 from tqdm import tqdm
 
 from jrt_eval._version import __version__
-from jrt_eval.errors import UserError
+from jrt_eval.errors import UserError, first_line
 from jrt_eval.models.context import context_length, context_length_of
 from jrt_eval.prompts import clean, evaluated, tokenization
 from jrt_eval.prompts import documents as docs
@@ -109,7 +109,11 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
         try:
             self.dataset = {config.test_split: datasets.Dataset.from_list(documents)}
         except (pyarrow.ArrowException, TypeError) as error:
-            raise UserError(f"{rows.origin}: a field to keep changes its type from row to row: {error}") from None
+            line = first_line(error)
+            raise UserError(f"{rows.origin}: a field to keep changes its type from row to row: {line}") from None
+        except (OverflowError, ValueError) as error:  # an integer beyond 64 bits, half a surrogate pair
+            line = first_line(error)
+            raise UserError(f"{rows.origin}: a field to keep has a value that no data set can store: {line}") from None
 
     def _documents(self, rows: SourceRows, budgets: tuple[Budget, ...]) -> tuple[list[dict[str, Any]], docs.Report]:
         """What prompts are made of. Metadata `documents` says how many rows are used; default: all."""

@@ -19,7 +19,7 @@ from itertools import accumulate
 from typing import Any
 
 from jrt_eval.errors import UserError
-from jrt_eval.models.tokenizers import load_tokenizer, tokenizer_folder
+from jrt_eval.models.tokenizers import load_tokenizer, tokenizer_errors, tokenizer_folder
 
 # Text may be cut before a blank that stands between a printing character and an ASCII letter.
 _SEAM = re.compile(r"(?<=\S)(?= [A-Za-z])")
@@ -60,9 +60,9 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, in one batch."""
-        if self._backend is None:
-            return [list(self.transformers.encode(text, add_special_tokens=False)) for text in texts]
-        with _parallel():
+        with tokenizer_errors(f"the tokenizer {self.name} fails on a text"), _parallel():
+            if self._backend is None:
+                return [list(self.transformers.encode(text, add_special_tokens=False)) for text in texts]
             batch = getattr(self._backend, "encode_batch_fast", self._backend.encode_batch)
             return [encoding.ids for encoding in batch(list(texts), add_special_tokens=False)]
 
