@@ -17,6 +17,7 @@ from jrt_eval.models import cpu_inference
 from jrt_eval.models.batching import Batching, Mode, measure
 from jrt_eval.models.cache_size import cache_bytes
 from jrt_eval.models.checkpoints import Checkpoint
+from jrt_eval.models.generation_arguments import checked, explained
 from jrt_eval.models.interface import StateBytes, StopTest, token_ids
 from jrt_eval.models.recorded_decoding import RecordedDecoding
 from jrt_eval.models.recurrent.generation import right_padded
@@ -163,10 +164,7 @@ class TransformersModel(nn.Module):
         pad = stop_ids[0] if stop_ids else 0
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=self.device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
-        if not sampling.get("do_sample"):
-            # transformers warns about sampling arguments, which some checkpoints set, in greedy search
-            sampling = {k: v for k, v in sampling.items() if k not in ("temperature", "top_p", "top_k", "min_p")}
-            sampling |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        given, sampling = sampling, checked(sampling)
         if self.device.type == "cpu":
             sampling |= cpu_inference.growing_cache(self.inner, sampling)
         if stop_test is not None:
@@ -175,13 +173,15 @@ class TransformersModel(nn.Module):
         if self.cuda_graphs and self.device.type == "cuda":
             # tensors that were created in inference mode, as a kept cache's, can be written in inference mode only
             with (
+                explained(given),
                 torch.inference_mode(),
                 serving(self.backend),
                 self._recorded.generating(self.inner, len(prompts), width, max_new_tokens, sampling) as cache,
             ):
                 out = self.generate(ids, max_new_tokens, **sampling, **cache)
         else:
-            out = self.generate(ids, max_new_tokens, **sampling)
+            with explained(given):
+                out = self.generate(ids, max_new_tokens, **sampling)
         return [_until(row, stop_ids) for row in out[:, width:].tolist()]
 
     @torch.no_grad()
