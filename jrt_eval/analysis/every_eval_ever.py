@@ -123,8 +123,10 @@ def _result(row: dict[str, Any]) -> dict[str, Any]:
             "direction": "unknown" if row["higher_is_better"] is None else "stated",
         },
     }
+    # Bounds are required; null says that they are not known.
+    config |= {"min_score": 0 if share else None, "max_score": 1 if share else None}
     if share:
-        config |= {"metric_unit": "proportion", "min_score": 0, "max_score": 1}
+        config["metric_unit"] = "proportion"
     uncertainty: dict[str, Any] = {} if row["n"] is None else {"num_samples": row["n"]}
     if row["stderr"] is not None and math.isfinite(row["stderr"]):
         uncertainty["standard_error"] = {"value": row["stderr"]}

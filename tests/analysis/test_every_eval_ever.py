@@ -59,6 +59,7 @@ def check(record: dict[str, Any]) -> None:
                 assert isinstance(at(root, path)[name], kind), (path, name)
         for path, values in ALLOWED.items():
             assert at(root, path) in values, path
+        assert {"min_score", "max_score"} <= set(root["result"]["metric_config"])  # of continuous scores
         generation = root["result"]["generation_config"]
         assert set(generation["generation_args"]) <= ARGUMENTS
         for details in (generation["additional_details"], record["model_info"]["additional_details"]):
@@ -100,7 +101,7 @@ def test_records_are_as_the_schema_wants_them(tmp_path: Path) -> None:
     assert {r["evaluation_name"] for r in records["./my-ckpt"]["evaluation_results"]} == {"arc", "hellaswag"}
     perplexity = records["m"]["evaluation_results"][0]["metric_config"]
     assert perplexity["lower_is_better"] is True
-    assert "max_score" not in perplexity
+    assert (perplexity["min_score"], perplexity["max_score"]) == (None, None)
 
 
 def test_files_have_the_projects_layout_and_the_same_name_again(tmp_path: Path) -> None:
