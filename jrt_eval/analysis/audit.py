@@ -30,15 +30,16 @@ def audit(folder: str | Path) -> list[TaskAudit]:
     """
     found = [entry for path, data, prompts in find_results(Path(folder)) for entry in _audit_file(path, data, prompts)]
     if not found:
-        raise UserError(f"no lm-eval results in {folder}: it must hold results_*.json")
+        raise UserError(f"no lm-eval results in {folder}: name the folder that --output_path wrote to")
     return found
 
 
 def _audit_file(path: str, data: Mapping[str, Any], prompts: Mapping[str, Path]) -> Iterator[TaskAudit]:
     groups = _mapping(data.get("group_subtasks"))
     members = {task for names in groups.values() if isinstance(names, list) for task in names}
-    for task, config in _mapping(data.get("configs")).items():
-        metadata = _mapping(_mapping(config).get("metadata"))
+    configs = _mapping(data.get("configs"))  # lm-eval before 0.4 wrote none
+    for task in configs or [name for name in data["results"] if name not in groups]:
+        metadata = _mapping(_mapping(configs.get(task)).get("metadata"))
         entry = TaskAudit(path, str(task), *_protocol(str(task), metadata))
         entry.warnings += _truncation(metadata)
         entry.warnings += _blanks(prompts.get(str(task)))

@@ -14,7 +14,7 @@ import pandas as pd
 
 from jrt_eval.analysis.load import Results
 from jrt_eval.analysis.notes import Notes
-from jrt_eval.analysis.pairing import Arm, find_arms
+from jrt_eval.analysis.pairing import DOCUMENT, Arm, find_arms
 from jrt_eval.analysis.schema import METRIC_PREFIX
 from jrt_eval.analysis.tables import dataset_name
 
@@ -113,7 +113,8 @@ def _add_task(data: Documents, results: Results, metric: str, task: int, arms: S
 def _read(results: Results, arm: Arm, metric: str, count: int) -> pd.DataFrame:
     unit = arm.units[0]
     frame = results.read(unit, [*_TEXTS, METRIC_PREFIX + metric], first=count * max(len(unit.filters), 1))
-    return frame[(frame["filter"] == arm.filter) & frame[METRIC_PREFIX + metric].notna()].reset_index(drop=True)
+    frame = frame[(frame["filter"] == arm.filter) & frame[METRIC_PREFIX + metric].notna()]
+    return frame.drop_duplicates(list(DOCUMENT), ignore_index=True)
 
 
 def _documents_within(results: Results, metric: str, arms: Sequence[Arm], budget: int) -> int:

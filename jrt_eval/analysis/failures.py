@@ -19,9 +19,11 @@ import re
 import pandas as pd
 
 from jrt_eval.analysis.load import Results
+from jrt_eval.analysis.metrics import is_higher_better, is_share
 from jrt_eval.analysis.notes import Notes
-from jrt_eval.analysis.pairing import find_arms
+from jrt_eval.analysis.pairing import DOCUMENT, find_arms
 from jrt_eval.analysis.schema import METRIC_PREFIX
+from jrt_eval.errors import UserError
 
 MODES = ("correct", "empty", "repetition", "from_document", "not_in_document")
 
@@ -52,14 +54,19 @@ def _occurs(given: str, text: str) -> bool:
 
 
 def failure_table(results: Results, metric: str, *, filter_name: str | None = None) -> pd.DataFrame:
-    """Counts: a row per model, data set and variant, a column per mode, and n. An answer is correct above one half."""
+    """Counts: a row per model, data set and variant, a column per mode, and n. An answer is correct above one half.
+
+    Raises UserError for a metric that does not say whether an answer is correct.
+    """
+    if not tells_correct(results, metric):
+        raise UserError(f"{metric} does not say which answers are correct: choose a share that is better when higher")
     column = METRIC_PREFIX + metric
     rows = []
     for arm in find_arms(results, metric, Notes(), filter_name=filter_name):
         counts = dict.fromkeys(MODES, 0)
         for unit in arm.units:
-            frame = results.read(unit, ["filter", column, "generation", "prompt"])
-            frame = frame[(frame["filter"] == arm.filter) & frame[column].notna()]
+            frame = results.read(unit, ["filter", *DOCUMENT, column, "generation", "prompt"])
+            frame = frame[(frame["filter"] == arm.filter) & frame[column].notna()].drop_duplicates(list(DOCUMENT))
             wrong = frame[frame[column] <= 0.5]
             counts["correct"] += len(frame) - len(wrong)
             texts = [wrong[name].fillna("").to_numpy(dtype=object) for name in ("generation", "prompt")]
@@ -70,6 +77,14 @@ def failure_table(results: Results, metric: str, *, filter_name: str | None = No
     return table.assign(n=table[list(MODES)].sum(axis=1)).sort_values(
         ["model", "dataset", "variant"], ignore_index=True
     )
+
+
+def tells_correct(results: Results, metric: str) -> bool:
+    """Whether a document's metric says if its answer is correct: it is a share, and higher is better."""
+    rows = results.scores[results.scores["metric"] == metric]
+    stated = rows["higher_is_better"].dropna()
+    higher = is_higher_better(metric, bool(stated.iloc[0]) if len(stated) else None)
+    return higher is not False and is_share(metric, rows["value"])
 
 
 def _repeats(words: list[str]) -> bool:

@@ -19,7 +19,7 @@ from jrt_eval.analysis.load import Results, Unit
 from jrt_eval.analysis.metrics import choose_filter
 from jrt_eval.analysis.notes import Notes, counted
 from jrt_eval.analysis.schema import DEPTH, LENGTH, METRIC_PREFIX, WEIGHT_PREFIX
-from jrt_eval.analysis.select import choose_runs, single_tasks
+from jrt_eval.analysis.select import choose_runs, single_tasks, tell_datasets_apart
 from jrt_eval.errors import UserError, nearest
 
 KEPT = (
@@ -47,6 +47,9 @@ _SHARED = (
     "thinking",
     "fewshot_as_multiturn",
 )
+DOCUMENT = ("doc_id", "row", "doc_hash")
+"""Columns of predictions that are equal in two rows of one sample file if a document was written twice."""
+
 _IDENTITY = {"row": "row", "hash": "doc_hash", "position": "doc_id"}
 
 
@@ -93,7 +96,7 @@ def find_arms(
     rows = rows[[key in having for key in zip(rows["run_id"], rows["task"], strict=True)]]
     if rows.empty:
         return []
-    rows = choose_runs(rows, notes)
+    rows = choose_runs(tell_datasets_apart(rows), notes)
     _warn(rows, notes)
     filters = _filters(having, notes, filter_name)
     arms = []
@@ -208,7 +211,7 @@ def _read(results: Results, arm: Arm, metric: str, extra: list[str], notes: Note
         wanted = ["filter", "doc_id", "row", LENGTH, DEPTH, "doc_hash", "target", column, *extra]
         frame = results.read(unit, list(dict.fromkeys([*wanted, *([weight] if weight in unit.numbers else [])])))
         frame = frame[frame["filter"] == arm.filter]
-        doubled = frame.duplicated(["doc_id", "row", "doc_hash"])
+        doubled = frame.duplicated(list(DOCUMENT))
         if doubled.any():
             notes.add(f"{counted(int(doubled.sum()), 'document')} twice in one file: counted once", arm.name)
             frame = frame[~doubled]

@@ -154,7 +154,7 @@ def cost_plot(results: Results, cost: str, metric: str | None = None, style: str
                 filled = row["variant"] == "once"
                 point = axes.scatter(
                     float(row[cost]), value, marker=_marker(index), edgecolors=color, s=30, zorder=2,
-                    facecolors=color if filled else "white",
+                    facecolors=color if filled else _PAPER,
                     label=names[model] if row["variant"] == part["variant"].iloc[0] else None,
                 )  # fmt: skip
                 point.set_gid(_tip(f"{names[model]}, {row['variant']}: {value:.{unit.decimals}f} at {row[cost]:.4g}"))
@@ -289,7 +289,7 @@ def inline_svg(figure: Figure, name: str) -> str:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, **_metadata(".svg"))
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor").replace(_PAPER, "var(--paper, #ffffff)")
     svg = re.sub(rf'<g id="{_TIP}([0-9a-f]*)(?:_\d+)?">', _titled, svg)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r"url\(#", f"url(#{name}-", svg)
@@ -299,6 +299,7 @@ def inline_svg(figure: Figure, name: str) -> str:
 
 
 _INK = "#1b1b1f"  # axes and text; no other mark has this colour, so that it can be replaced in SVG
+_PAPER = "#fefefe"  # what is left open; the page's background in SVG
 _GREY = "#808080"
 _TIP = "tip-"
 

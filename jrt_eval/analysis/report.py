@@ -23,7 +23,7 @@ from jrt_eval._version import __version__
 from jrt_eval.analysis import plots
 from jrt_eval.analysis.comparison import POOLED, Comparison, compare_variants, gain_by
 from jrt_eval.analysis.documents import document_data
-from jrt_eval.analysis.failures import failure_table
+from jrt_eval.analysis.failures import failure_table, tells_correct
 from jrt_eval.analysis.grid import depth_grids, grid_table, has_grid
 from jrt_eval.analysis.load import Results
 from jrt_eval.analysis.notes import counted
@@ -110,7 +110,7 @@ def make_parts(
         figure = make(results, chosen, style) if read else None
         if figure is not None:
             parts.figures[name] = figure
-    if sampled:
+    if sampled and tells_correct(results, chosen):
         parts.tables["failures"] = failures_as_table(failure_table(results, chosen, filter_name=filter_name), chosen)
     parts.notes += version_warnings(results)
     parts.notes += [note for name in ("prompt", "gain") if name in parts.tables for note in parts.tables[name].notes]

@@ -55,12 +55,28 @@ def chosen_scores(
     lacking = sorted(set(singles["task"]) - set(found["task"]))
     if lacking:
         notes.add(f"without {metric}, so left out", *lacking)
-    found = _one_filter(found, notes, filter_name)
+    found = _one_filter(tell_datasets_apart(found), notes, filter_name)
     found = choose_runs(found, notes, prefer_full=prefer_full)
     limited = found[found["limit"].notna()]
     for label, limit in zip(limited["label"], limited["limit"], strict=True):
         notes.add(f"with --limit {limit:g}, so not on all documents", label)
     return _mean_over_seeds(found, notes)
+
+
+def tell_datasets_apart(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the task's own name as data set where two tasks would share one.
+
+    `jrt_fda` and lm-eval's own `fda` are both of the data set `fda`; with both in one model's runs, they are shown as
+    `jrt_fda` and `fda`.
+    """
+    keys = ["model", "dataset", "variant", "context_length"]
+    shared = rows[rows["variant"].notna()].groupby(keys, dropna=False)["task"].nunique()
+    doubled = set(shared[shared > 1].index.get_level_values("dataset"))
+    own = [
+        task.removesuffix(f"_{variant}") if dataset in doubled else dataset
+        for task, variant, dataset in zip(rows["task"], rows["variant"], rows["dataset"], strict=True)
+    ]
+    return rows.assign(dataset=pd.Series(own, index=rows.index, dtype=object))
 
 
 def choose_runs(rows: pd.DataFrame, notes: Notes, *, prefer_full: bool = True) -> pd.DataFrame:

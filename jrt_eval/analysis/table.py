@@ -152,13 +152,7 @@ class Table:
 
         cells = [[escape.printable(cell) for cell in row] for row in self.cells()]
         headers = [(escape.printable(high), escape.printable(low)) for high, low in self.columns()]
-        shown = RichTable(
-            title=Text(escape.printable(self.title)),
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            title_style="bold",
-            padding=(0, 1),
-        )
+        shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1))
         for index, (high, low) in enumerate(headers):
             text = Text(high if high == low or not low else f"{high}\n{low}")
             shown.add_column(text, justify="left" if index < self.labels else "right", overflow="fold")
@@ -170,6 +164,7 @@ class Table:
         ]
         console = Console(width=width or max(4 + sum(widths), 60), force_terminal=color, highlight=False)
         with console.capture() as capture:
+            console.print(Text(escape.printable(self.title), style="bold"), soft_wrap=True)
             console.print(shown)
             for note in self.notes:
                 console.print(Text(escape.printable(note), style="dim"), soft_wrap=True)

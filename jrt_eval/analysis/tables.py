@@ -154,7 +154,9 @@ def prompt_table(
     datasets = _ordered(scores["shown"].unique())
     variants = [v for v in VARIANTS if v in set(scores["variant"])]
     gain = {"once", "twice"} <= set(variants)
-    columns: list[Name] = [("model", "model"), *([("source", "source")] if published else []), ("size", "size")]
+    sized = any(size for _, _, size, _ in rows)
+    columns: list[Name] = [("model", "model"), *([("source", "source")] if published else [])]
+    columns += [("size", "size")] if sized else []
     labels = len(columns)
     columns += [(dataset_name(d), v) for d in datasets for v in variants]
     averages = [("average", v) for v in variants] if len(datasets) > 1 else []
@@ -165,7 +167,7 @@ def prompt_table(
     for label, source, size, values in rows:
         numbers = [unit.of(values.get((d, v))) for d in datasets for v in variants]
         means = {v: round(_mean(numbers[i :: len(variants)]), 9) for i, v in enumerate(variants)}
-        record = [label, *([source] if published else []), size, *numbers]
+        record = [label, *([source] if published else []), *([size] if sized else []), *numbers]
         record += list(means.values()) if averages else []
         record += [means["twice"] - means["once"]] if gain else []
         records.append(record)

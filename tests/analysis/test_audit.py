@@ -93,6 +93,12 @@ def test_broken_files_are_passed_over_and_nothing_is_an_error(tmp_path: Path) ->
         audit(tmp_path / "nowhere")
 
 
+def test_results_without_configs_are_named_by_their_tasks(tmp_path: Path) -> None:
+    data = {"results": {"arc": {"acc": 0.5}, "g": {"acc": 0.5}}, "versions": {}, "group_subtasks": {"g": ["arc"]}}
+    (tmp_path / f"results_{DATE}.json").write_text(json.dumps(data))
+    assert [(entry.task, entry.protocol) for entry in audit(tmp_path)] == [("arc", "lm-eval's arc")]
+
+
 def test_hidden_folders_links_and_bare_literals_of_python_are_read_as_collect_reads_them(tmp_path: Path) -> None:
     path = write(tmp_path / "runs" / ".__ckpt", {"jrt_fda": ours(1000)}, {"jrt_fda": ["Q: \n"]})
     result = next(path.glob("results_*"))

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from made_runs import write_run
 
 from jrt_eval.analysis import collect, compare_variants, load_results, prompt_table, scores_table
+from jrt_eval.analysis.documents import document_data
+from jrt_eval.analysis.failures import failure_table
 from jrt_eval.analysis.report import write_report
 from jrt_eval.errors import UserError
 
@@ -234,3 +236,44 @@ def test_collect_runs_no_code_of_the_current_folder(tmp_path: Path, monkeypatch:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "24", "")
+
+
+def test_our_task_and_lm_evals_own_on_one_data_set_are_told_apart(tmp_path: Path) -> None:
+    own = {"fda": [0.0, 1.0] * 6, "fda_twice": [1.0] * 12}
+    write_run(tmp_path, "m", {**BOTH, **own})
+    results = load_results(tmp_path)
+    assert compare_variants(results).table.set_index("dataset")["n"].to_dict() == {
+        "fda": 12,
+        "jrt_fda": 12,
+        "all tasks": 24,
+    }
+    table = prompt_table(results)
+    assert [c for c in table.columns() if c[1] == "once"] == [("FDA", "once"), ("jrt_fda", "once"), ("average", "once")]
+    assert len(failure_table(results, "contains")) == 4
+    write_report(results, tmp_path / "r.html")
+
+
+def test_a_document_that_was_written_twice_counts_once_everywhere(tmp_path: Path) -> None:
+    write_run(tmp_path, "m", BOTH)
+    for path in tmp_path.rglob("samples_*"):
+        path.write_text(path.read_text() * 2)
+    results = load_results(tmp_path)
+    assert compare_variants(results).table["n"].tolist() == [12]
+    assert failure_table(results, "contains")["n"].tolist() == [12, 12]
+    assert document_data(results, "contains").shown == 24
+
+
+@pytest.mark.parametrize(("metric", "higher"), [("perplexity", False), ("truncated", False), ("score", True)])
+def test_kinds_of_answers_need_a_metric_that_tells_right_from_wrong(metric: str, higher: bool, tmp_path: Path) -> None:
+    tasks = {"jrt_w": [1.0, 3.0, 1.0] * 4, "jrt_w_twice": [2.0, 1.0, 4.0] * 4}
+    write_run(tmp_path, "m", tasks, metric=metric, higher_is_better={task: {metric: higher} for task in tasks})
+    results = load_results(tmp_path)
+    with pytest.raises(UserError, match="does not say which answers are correct"):
+        failure_table(results, metric)
+    write_report(results, tmp_path / "r.html", metric=metric)
+    assert "answers by kind" not in (tmp_path / "r.html").read_text()
+
+
+def test_a_narrow_table_keeps_its_title_on_one_line(tmp_path: Path) -> None:
+    write_run(tmp_path, "m", {"jrt_fda_twice": [1.0]})
+    assert prompt_table(load_results(tmp_path)).terminal(color=False).splitlines()[0] == "contains, percent: read twice"

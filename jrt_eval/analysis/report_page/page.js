@@ -252,6 +252,7 @@ function sortable(table) {
       return isNaN(x) ? (isNaN(y) ? 0 : 1) : isNaN(y) ? -1 : down ? x - y : y - x;
     });
     body.append(...rows);
+    rows.forEach((row, at) => row.classList.toggle("again", at > 0 && rows[at - 1].cells[0].textContent === row.cells[0].textContent));
   }));
 }
 
