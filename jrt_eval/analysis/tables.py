@@ -271,40 +271,29 @@ def cost_table(comparison: Comparison) -> Table:
         (gain, gain),
         ("95% interval", "95% interval"),
     ]
-    columns += [("prompt tokens per document", arm) for arm in arms]
-    per_token, per_second = (f"{gain} per 1,000 tokens", "more"), (f"{gain} per second", "more")
-    columns += [
-        per_token,
-        *(("seconds per document", arm) for arm in arms),
-        per_second,
-        ("documents per second", arms[1]),
-    ]
+    columns += [("prompt tokens", arm) for arm in arms] + [("seconds", arm) for arm in arms]
+    per_token, per_second = (f"{gain} per", "1,000 tokens"), (f"{gain} per", "second")
+    columns += [per_token, per_second, ("documents/s", arms[1])]
     records = []
     for row in comparison.table.to_dict("records"):
+        change = unit.of(row["gain"])
         tokens, seconds = (row[f"second_{cost}"] - row[f"first_{cost}"] for cost in ("tokens", "seconds"))
-        records.append(
-            [
-                str(row["model"]), dataset_name(str(row["dataset"])), int(row["n"]), unit.of(row["gain"]),
-                (unit.of(row["low"]), unit.of(row["high"])), row["first_tokens"], row["second_tokens"],
-                1000 * unit.of(row["gain"]) / tokens if tokens > 0 else math.nan,
-                row["first_seconds"], row["second_seconds"],
-                unit.of(row["gain"]) / seconds if seconds > 0 else math.nan,
-                1 / row["second_seconds"] if row["second_seconds"] else math.nan,
-            ]
-        )  # fmt: skip
+        record = [str(row["model"]), dataset_name(str(row["dataset"])), int(row["n"]), change]
+        record.append((unit.of(row["low"]), unit.of(row["high"])))
+        record += [row[name] for name in ("first_tokens", "second_tokens", "first_seconds", "second_seconds")]
+        record += [1000 * change / tokens if tokens > 0 else math.nan, change / seconds if seconds > 0 else math.nan]
+        record.append(1 / row["second_seconds"] if row["second_seconds"] else math.nan)
+        records.append(record)
     frame = with_columns(records, columns)
-    empty = [c for c in frame.columns if all(missing(v) for v in frame[c])]
-    if {("prompt tokens per document", arms[1]), ("seconds per document", arms[1])} <= set(map(tuple, empty)):
+    empty = {tuple(c) for c in frame.columns if all(missing(v) for v in frame[c])}
+    if {("prompt tokens", arms[1]), ("seconds", arms[1])} <= empty:
         raise UserError("no cost is known: evaluate with jrt-eval installed, or count tokens with --tokenizer")
     formats = {(gain, gain): "signed", ("95% interval", "95% interval"): "interval"}
-    formats |= {per_token: "signed", per_second: "signed"}
-    measured = ("prompt tokens per document", "seconds per document")
-    formats |= {(name, arm): "three digits" for name in measured for arm in arms}
-    formats |= {("documents per second", arms[1]): "three digits"}
-    title = f"{unit.title}: what the {gain} of {comparison.arms[1]} over {comparison.arms[0]} costs"
-    return Table(
-        title, frame.drop(columns=empty), 2, [], list(comparison.warnings), unit.decimals, formats, slug="cost"
-    )
+    formats |= {per_token: "signed", per_second: "signed", ("documents/s", arms[1]): "three digits"}
+    formats |= {(name, arm): "three digits" for name in ("prompt tokens", "seconds") for arm in arms}
+    title = f"{unit.title}: what the {gain} of {comparison.arms[1]} over {comparison.arms[0]} costs, per document"
+    frame = frame.drop(columns=list(empty))
+    return Table(title, frame, 2, [], list(comparison.warnings), unit.decimals, formats, slug="cost")
 
 
 def comparison_unit(comparison: Comparison) -> Unit:

@@ -39,6 +39,18 @@ def test_coverage(documents: int, better: float, worse: float, rows: int, alike:
         assert coverage < 0.97 + NOISE
 
 
+@pytest.mark.parametrize("documents", [20, 40, 100, 400])
+def test_coverage_of_shares_between_zero_and_one(documents: int) -> None:
+    """Such as f1: 40% of the documents change, by -0.6 to 1."""
+    rng = np.random.default_rng([5, documents])
+    covered = 0
+    for _ in range(REPEATS):
+        change = np.where(rng.random(documents) < 0.4, rng.uniform(-0.6, 1, documents), 0)
+        low, high, _ = interval([Sums(change, np.ones(documents))], share=True)
+        covered += low <= 0.4 * 0.2 <= high
+    assert 0.93 - NOISE < covered / REPEATS < 0.97 + NOISE
+
+
 def test_coverage_pooled_over_data_sets() -> None:
     rng = np.random.default_rng(3)
     covered = 0
