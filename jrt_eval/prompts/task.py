@@ -276,17 +276,24 @@ class ReadTwiceTask(ConfigurableTask):  # type: ignore[misc]
     # --- scores
 
     def process_results(self, doc: dict[str, Any], results: Any) -> dict[str, Any]:
-        """lm-eval's, and whether this document's prompt is cut, where that is known.
+        """lm-eval's, of the text before the first stop string, and whether this document's prompt is cut, where known.
 
         Adds `jrt_prompt_tokens` to doc, which lm-eval then writes to the sample file.
         """
-        scores: dict[str, Any] = super().process_results(doc, results)
+        scores: dict[str, Any] = super().process_results(doc, [self._until_stop(text) for text in results])
         length = self._lengths.get(_identity(doc))
         if length is not None:
             doc["jrt_prompt_tokens"] = length
             if "truncated" in self._metric_fn_list and self._limit is not None:
                 scores["truncated"] = float(length > self._limit)
         return scores
+
+    def _until_stop(self, text: Any) -> Any:
+        """The text before the first stop string. Servers may leave the string at its end, or write on."""
+        until = (self.config.generation_kwargs or {}).get("until") or []
+        for stop in [until] if isinstance(until, str) else until:
+            text = text.split(stop, 1)[0] if stop and isinstance(text, str) else text
+        return text
 
 
 def _one_or_all(values: list[Any]) -> Any:

@@ -91,3 +91,14 @@ def test_commands_with_released_checkpoints(command: list[str], manager: Any, sh
     out = lm_eval.simple_evaluate(Silent(), tasks=[group, *more], task_manager=manager, limit=1, bootstrap_iters=0)
     assert out is not None
     assert len(out["configs"]) == {"jrt_prompt": 12, "jrt_2k": 6, "jrt_depth": 2, "jrt_needle": 2}[group]
+
+
+@pytest.mark.parametrize("results", ["minis", "smollm2"])
+def test_the_tables_of_read_twice_are_what_the_script_prints(results: str) -> None:
+    root = DOCS.parent
+    script = root / "benchmarks" / "variants.py"
+    if not script.is_file():
+        pytest.skip(f"no {script}")
+    command = [sys.executable, "-P", str(script), "--output", str(root / "results" / "variants" / results)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed in (DOCS / "read-twice.md").read_text()

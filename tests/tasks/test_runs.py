@@ -110,6 +110,21 @@ def test_tokens_that_are_cut_are_recorded_per_sample(gpt2: Any) -> None:
         assert cost["cut_from"] == "left"
 
 
+def test_what_follows_a_stop_string_has_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers may ignore stop strings, or leave them at the end."""
+    scores = []
+    for write in ("{}", "{}\n", "{}\nAnd so on.", "Unknown\n{}"):
+        model = make_model()
+        monkeypatch.setattr(
+            model,
+            "generate_until",
+            lambda requests, w=write, **_: [w.format(r.doc["jrt_answers"][0]) for r in requests],
+        )
+        out = evaluate(model, ["jrt_sample"])["results"]["jrt_sample"]
+        scores.append([out[f"{metric},none"] for metric in ("contains", "exact_match", "f1")])
+    assert scores == [[1, 1, 1]] * 3 + [[0, 0, 0]]
+
+
 def test_a_model_without_a_tokenizer() -> None:
     model = make_model()
     out = evaluate(model, ["jrt_sample", "jrt_mqar"])
