@@ -12,22 +12,24 @@ from jrt_eval.analysis.comparison import Comparison
 from jrt_eval.analysis.runs import VARIANTS
 from jrt_eval.analysis.schema import DEPTH, LENGTH
 from jrt_eval.analysis.table import Name, Table, with_columns
-from jrt_eval.analysis.tables import Unit, comparison_unit
+from jrt_eval.analysis.tables import Unit, comparison_unit, dataset_name
 from jrt_eval.errors import UserError
 
 EXACT = 12  # as many different depths or lengths are shown as they are; more are put into bins
 _DEPTH_BINS = 5
+_SEPARATE = 12  # as many grids are shown task by task; of more, the tasks of a model are taken together
 
 
 @dataclass(frozen=True)
 class Grid:
-    """One model's grid.
+    """One model's grid of one task.
 
-    lengths, depths: names of the columns and rows. first, second: mean scores, and n: pairs; all of shape (depths,
+    task: empty for all tasks together. lengths, depths: names of the columns and rows. first, second: mean scores, and n: pairs; all of shape (depths,
     lengths). An empty cell is nan.
     """
 
     model: str
+    task: str
     lengths: list[str]
     depths: list[str]
     first: np.ndarray
@@ -41,7 +43,10 @@ class Grid:
 
 
 def depth_grids(comparison: Comparison) -> list[Grid]:
-    """The grids of every model, with equal rows and columns; empty where no pair has both a depth and a length."""
+    """The grids of every model and task, with equal rows and columns; empty where no pair has both a depth and a length.
+
+    Of many models and tasks, each model has one grid of all its pairs.
+    """
     pairs = comparison.pairs
     known = pairs[pairs[DEPTH].notna() & pairs[LENGTH].notna()]
     if known.empty:
@@ -49,9 +54,13 @@ def depth_grids(comparison: Comparison) -> list[Grid]:
     depth, depths = _depth_bins(known[DEPTH])
     length, lengths = _length_bins(known[LENGTH])
     shape = (len(depths), len(lengths))
+    model = known["model"].astype(str).to_numpy()
+    task = known["dataset"].astype(str).str.partition(" @")[0].to_numpy()
+    if len(set(zip(model, task, strict=True))) > _SEPARATE or len(set(task)) == 1:
+        task = np.full(len(task), "")
     grids = []
-    for model in sorted(known["model"].astype(str).unique()):
-        mine = (known["model"].astype(str) == model).to_numpy()
+    for name, of_task in sorted(set(zip(model, task, strict=True))):
+        mine = (model == name) & (task == of_task)
         cell, weight = depth[mine] * len(lengths) + length[mine], known["weight"].to_numpy()[mine]
         total = np.bincount(cell, weight, minlength=shape[0] * shape[1])
         means = []
@@ -59,7 +68,7 @@ def depth_grids(comparison: Comparison) -> list[Grid]:
             sums = np.bincount(cell, weight * known[side].to_numpy()[mine], minlength=len(total))
             means.append(np.divide(sums, total, out=np.full(len(total), np.nan), where=total > 0).reshape(shape))
         n = np.bincount(cell, minlength=len(total)).reshape(shape)
-        grids.append(Grid(model, lengths, depths, means[0], means[1], n))
+        grids.append(Grid(name, of_task, lengths, depths, means[0], means[1], n))
     return grids
 
 
@@ -70,7 +79,7 @@ def has_grid(comparison: Comparison) -> bool:
 
 
 def grid_table(grids: list[Grid], comparison: Comparison) -> Table:
-    """A row per model and depth; first, second and gain of each length. Raises UserError if there is no grid."""
+    """A row per model, task and depth; first, second and gain of each length. Raises UserError if there is no grid."""
     if not grids:
         raise UserError(
             f"no sample says its {DEPTH} and {LENGTH}: run the tasks jrt_depth or jrt_needle, or write both into documents"
@@ -78,10 +87,12 @@ def grid_table(grids: list[Grid], comparison: Comparison) -> Table:
     unit: Unit = comparison_unit(comparison)
     arms = comparison.arms if comparison.arms[0] in VARIANTS else ("first", "second")
     gain = "gain" if comparison.higher_is_better else "change"
-    columns: list[Name] = [("model", "model"), ("answer's depth", "answer's depth")]
+    by_task = any(grid.task for grid in grids)
+    labels = ["model", *(["task"] if by_task else []), "answer's depth"]
+    columns: list[Name] = [(label, label) for label in labels]
     columns += [(length, name) for length in grids[0].lengths for name in (*arms, gain)]
     records = [
-        [grid.model, depth]
+        [grid.model, *([dataset_name(grid.task)] if by_task else []), depth]
         + [
             unit.of(values[row, column])
             for column in range(len(grid.lengths))
@@ -97,7 +108,7 @@ def grid_table(grids: list[Grid], comparison: Comparison) -> Table:
     formats = {(length, gain): "signed" for length in grids[0].lengths}
     title = f"{unit.title}: by the answer's depth (0: start, 1: end) and the context length (tokens)"
     frame = with_columns(records, columns)
-    return Table(title, frame, 2, [], notes, unit.decimals, formats, slug="grid")
+    return Table(title, frame, len(labels), [], notes, unit.decimals, formats, slug="grid")
 
 
 def _depth_bins(values: pd.Series) -> tuple[np.ndarray, list[str]]:

@@ -191,7 +191,7 @@ def gain_cost_plot(comparison: Comparison, cost: str, style: str = "screen") -> 
 
 
 def grid_plot(grids: Sequence[Grid], comparison: Comparison, style: str = "screen") -> Figure:
-    """Depth grids as heat maps: a row per model, and the first arm, the second arm and their difference next to each other.
+    """Depth grids as heat maps: a row per model and task, and the first arm, the second arm and their difference next to each other.
 
     The rows of a map are depths, from the context's start down to its end. An empty cell is blank.
     """
@@ -227,7 +227,9 @@ def grid_plot(grids: Sequence[Grid], comparison: Comparison, style: str = "scree
                 if row == len(grids) - 1 and column in (1, 2):
                     pair = [axes[r][c] for r in range(len(grids)) for c in ((0, 1) if column == 1 else (2,))]
                     figure.colorbar(image, ax=pair, location="bottom", aspect=30 if column == 1 else 15, pad=0.04)
-            axes[row][0].set_ylabel(fill(names[grid.model], 16) if len(grids) > 1 else "")
+            whose = [names[grid.model]] if len(names) > 1 else []
+            whose += [plain_text(dataset_name(grid.task))] if grid.task else []
+            axes[row][0].set_ylabel("\n".join(fill(text, 16) for text in whose))
         figure.supylabel("answer's depth (0: start, 1: end)", fontsize="medium")
         figure.supxlabel(f"context length (tokens); colours: {plain_text(unit.title)}", fontsize="medium")
     return figure

@@ -103,6 +103,23 @@ def test_grids_of_several_models_have_equal_rows_and_columns(tmp_path: Path) -> 
     assert (second.n[:, 0] == 0).all()
 
 
+def test_each_task_has_its_grid_unless_there_are_many(tmp_path: Path) -> None:
+    tasks = {"jrt_depth": ONCE, "jrt_depth_twice": TWICE, "jrt_other": [0.0] * 6, "jrt_other_twice": [0.0] * 6}
+    write_run(tmp_path, "m0", tasks, documents=dict.fromkeys(tasks, documents()))
+    comparison = compare_variants(load_results(tmp_path))
+    found = depth_grids(comparison)
+    assert [(grid.model, grid.task, float(grid.second.mean())) for grid in found] == [
+        ("m0", "depth", pytest.approx(5 / 6)), ("m0", "other", 0.0),
+    ]  # fmt: skip
+    assert grid_table(found, comparison).headers()[:3] == ["model", "task", "answer's depth"]
+    assert len(grid_plot(found, comparison).axes) == 8  # two rows of three maps, two colour bars
+    for number in range(1, 7):
+        write_run(tmp_path, f"m{number}", tasks, documents=dict.fromkeys(tasks, documents()))
+    many = depth_grids(compare_variants(load_results(tmp_path)))
+    assert [(grid.model, grid.task) for grid in many] == [(f"m{number}", "") for number in range(7)]
+    assert float(many[0].second.mean()) == pytest.approx(5 / 12)
+
+
 def test_many_depths_and_lengths_are_put_into_bins(tmp_path: Path) -> None:
     docs = [
         {"question": f"q{i}", "value": "x", "answer_depth": i / 99, "context_length": 100 + 40 * i} for i in range(100)
