@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import time
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -78,6 +79,8 @@ def run_lm_eval(model: str, tasks: str, output: Path, metadata: dict[str, str], 
 
 def table(runs: Path) -> pd.DataFrame:
     """The metric `contains`, its standard error and the number of documents, by model and data set, read once and twice."""
+    import pandas as pd
+
     from jrt_eval.analysis import load_results
 
     scores = load_results(runs).scores
@@ -87,6 +90,8 @@ def table(runs: Path) -> pd.DataFrame:
         scores.assign(model=[Path(str(model)).name for model in scores["model"]])
         .astype({"dataset": str, "variant": str})
         .pivot_table(index=["model", "dataset"], columns="variant", values=["value", "stderr", "n"])
+        # One document has no standard error, and pivot_table drops columns without values.
+        .reindex(columns=pd.MultiIndex.from_product([["value", "stderr", "n"], ["once", "twice"]]))
     )
 
 
@@ -98,7 +103,10 @@ def show(runs: Path) -> None:
         model, dataset = cast("tuple[str, str]", key)
         once, twice = 100 * row["value", "once"], 100 * row["value", "twice"]
         errors = 100 * row["stderr", "once"], 100 * row["stderr", "twice"]
-        cells = f"{once:6.1f} ± {errors[0]:4.1f}", f"{twice:6.1f} ± {errors[1]:4.1f}"
+        cells = [
+            f"{value:6.1f}" + ("" if isnan(error) else f" ± {error:4.1f}")
+            for value, error in zip((once, twice), errors, strict=True)
+        ]
         click.echo(f"{model:<16}{dataset:<14}{row['n', 'once']:5.0f}{cells[0]:>14}{cells[1]:>14}{twice - once:+8.1f}")
     click.echo("(% of answers that contain the gold one ± standard error; `jrt-eval compare` has paired intervals)")
 

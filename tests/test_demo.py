@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -43,3 +44,16 @@ def test_the_table_shows_both_readings_and_the_gain(
     demo.show(tmp_path)
     line = capsys.readouterr().out.splitlines()[3]
     assert line.split() == ["mini-based", "mini", "40", "75.0", "±", "5.0", "100.0", "±", "5.0", "+25.0"]
+
+
+def test_one_document_has_no_standard_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [("models/mini-attn", "mini", variant, "contains", 1.0, None, 1) for variant in ("once", "twice")]
+    columns = ["model", "dataset", "variant", "metric", "value", "stderr", "n"]
+    scores = pd.DataFrame(rows, columns=columns).assign(task="jrt_mini").astype({"stderr": float})
+    monkeypatch.setattr("jrt_eval.analysis.load_results", lambda runs: SimpleNamespace(scores=scores))
+    demo.show(tmp_path)
+    assert capsys.readouterr().out.splitlines()[2].split() == ["mini-attn", "mini", "1", "100.0", "100.0", "+0.0"]
+    pytest.importorskip("matplotlib")
+    demo.chart(demo.table(tmp_path)).savefig(tmp_path / "chart.png")

@@ -51,7 +51,7 @@ def test_kill_nine_of_job_and_sweep_keeps_every_answer(toys: Any) -> None:
     file = toys.file(
         models=[{"name": "first", "type": "hf", "args": {"pretrained": "./tiny"}}],
         tasks=["toys"],
-        gen_kwargs={"max_gen_toks": 120, "until": ["never"]},
+        gen_kwargs={"max_gen_toks": 60, "until": ["never"]},
         batch_size=2,
         metadata={},
     )
