@@ -30,6 +30,8 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("delta_net", {"use_gate": True, "qk_activation": "elu", "qk_norm": "sum", "use_short_conv": False}),
     ("delta_net", {"use_beta": False, "allow_neg_eigval": True, "qk_activation": "relu", "conv_size": 2}),
     ("gated_deltanet", {"num_v_heads": 4, "use_gate": False, "expand_v": 0.5, "allow_neg_eigval": True}),
+    ("gated_deltanet", {"output_gate_activation": "sigmoid"}),
+    ("gla", {"attn": [{"layers": [0], "num_heads": 2}, {"layers": [0, 1], "num_heads": 4, "window_size": 3}]}),
     ("gated_deltanet", {"use_short_conv": False, "tie_word_embeddings": True}),
     ("kda", {"num_v_heads": 6, "expand_v": 1.5, "lower_bound": -5.0, "safe_gate": True}),
     ("gla", {"attn": {"layers": [1], "num_heads": 4, "num_kv_heads": 2, "qkv_bias": True}}),
@@ -101,10 +103,29 @@ def test_an_older_file_with_gate_and_values_in_one_tensor(tmp_path: Path) -> Non
         assert torch.equal(jrt_eval.load_model(tmp_path, device="cpu")(ids).logits, model(ids).logits)
 
 
+def test_sizes_that_a_config_gives_as_ratios() -> None:
+    """100 * 0.29 is 28.999999999999996 in floating point; a null ratio of the MLP is 4 and not the type's default."""
+    gla = parse_fla_config(config("gla", hidden_size=100, num_heads=1, expand_k=0.29, expand_v=0.5))
+    assert (gla.mixers[0].key_dim, gla.mixers[0].head_dim) == (29, 50)
+    inner = {
+        ratio: parse_fla_config(config("retnet", hidden_size=1024, intermediate_size=None, **ratios)).inner()
+        for ratio, ratios in {"default": {}, "null": {"hidden_ratio": None}, "2.5": {"hidden_ratio": 2.5}}.items()
+    }
+    assert inner == {"default": 1536, "null": 2816, "2.5": 1792}
+
+
+def test_of_a_layer_in_several_entries_of_attn_the_first_counts() -> None:
+    both = [{"layers": [0], "num_heads": 2}, {"layers": [0, 1], "num_heads": 4}]
+    assert [m.num_heads for m in parse_fla_config(config("gla", attn=both)).mixers] == [2, 4]
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("gla", {"num_heads": 5}, "num_heads 5 must divide"),
+        ("gla", {"num_heads": 5}, r"expand_k 0\.5 times hidden_size 48 is 24, it must be a multiple of num_heads 5"),
+        ("gla", {"expand_k": 0.7}, r"times hidden_size 48 is 33\.6"),
+        ("retnet", {"num_heads": 4, "num_kv_heads": 3}, "num_kv_heads 3 must divide num_heads 4"),
+        ("gla", {"attn": [{"layers": [0], "num_heads": 2}, 5]}, "attn is 5"),
         ("gla", {"feature_map": "hedgehog"}, "feature_map is 'hedgehog'"),
         ("gla", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ("retnet", {"attnres_block_size": 4}, "attnres_block_size is 4"),

@@ -78,7 +78,8 @@ def parse_fla_config(raw: Mapping[str, Any], source: str = "config.json") -> Mod
     recurrent, attention = mixer_type.read(top, facts), _read_attention(top, d_model, n_layer)
     inner = top.integer("intermediate_size")
     if inner is None:  # 2/3 of the ratio, since a gated MLP has three matrices; rounded up to a multiple of 256
-        inner = -(-int(d_model * top.integer("hidden_ratio", ratio) * 2 / 3) // 256) * 256
+        given = 4.0 if "hidden_ratio" in raw and raw["hidden_ratio"] is None else float(ratio)
+        inner = -(-int(d_model * top.number("hidden_ratio", given, 0, above=True) * 2 / 3) // 256) * 256
     vocab_size = top.size("vocab_size")
     return ModelConfig(
         vocab_size=vocab_size,
@@ -103,7 +104,15 @@ def parse_fla_config(raw: Mapping[str, Any], source: str = "config.json") -> Mod
 
 def _read_attention(top: Section, d_model: int, n_layer: int) -> dict[int, AttentionConfig]:
     """The softmax layers of a hybrid, by layer."""
-    spec = top.get("attn")
+    given = top.get("attn")
+    layers: dict[int, AttentionConfig] = {}
+    for spec in given if isinstance(given, list) else [given]:  # of a layer in several, the first counts
+        layers = _attention_layers(spec, top, d_model, n_layer) | layers
+    return layers
+
+
+def _attention_layers(spec: Any, top: Section, d_model: int, n_layer: int) -> dict[int, AttentionConfig]:
+    """The layers that one entry of `attn` describes."""
     if spec is None:
         return {}
     if not isinstance(spec, Mapping) or not isinstance(spec.get("layers"), (list, tuple)):

@@ -6,6 +6,7 @@ normalise every head's output, and usually gate it. Parameter names are those of
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from jrt_eval import kernels
 from jrt_eval.models.interface import StateBytes
 from jrt_eval.models.recurrent.mixers.base import Call, Mixer, MixerConfig, no_autocast
+from jrt_eval.models.recurrent.reading import Section
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,17 @@ class GatedConfig(MixerConfig):
     def heads(self) -> int:
         """Heads of the state and of the output."""
         return max(self.query_heads, self.value_heads)
+
+
+def channels(section: Section, d_model: int, name: str, default: float, heads: int) -> int:
+    """Channels of one head where `name` of the config is all heads' channels over the model's."""
+    ratio = section.number(name, default, 0)
+    total = round(d_model * ratio)
+    if total < 1 or total % heads or not math.isclose(total, d_model * ratio):
+        raise section.error(
+            f"{name} {ratio:g} times hidden_size {d_model} is {d_model * ratio:g}, it must be a multiple of num_heads {heads}"
+        )
+    return total // heads
 
 
 class GatedState(NamedTuple):

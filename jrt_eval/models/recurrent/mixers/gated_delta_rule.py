@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from jrt_eval import kernels
 from jrt_eval.models.recurrent.mixers.base import Call, Mixer, ModelFacts
-from jrt_eval.models.recurrent.mixers.gated import GatedConfig, GatedMixer, unit
+from jrt_eval.models.recurrent.mixers.gated import GatedConfig, GatedMixer, channels, unit
 from jrt_eval.models.recurrent.reading import Section
 
 
@@ -27,12 +28,6 @@ class DeltaNetConfig(GatedConfig):
     @classmethod
     def read(cls, section: Section, facts: ModelFacts) -> DeltaNetConfig:
         heads = section.integer("num_heads", facts.n_head)
-        key_dim = int(facts.d_model * section.number("expand_k", 1.0, 0))
-        value_dim = int(facts.d_model * section.number("expand_v", 1.0, 0))
-        if not key_dim or key_dim % heads or not value_dim or value_dim % heads:
-            raise section.error(
-                f"num_heads {heads} must divide the keys' {key_dim} and the values' {value_dim} channels"
-            )
         section.only("qk_activation", "silu", "relu", "elu", "identity", default="silu")
         section.only("qk_norm", "l2", "sum", default="l2")
         section.flag("use_output_norm", True)  # has no effect on fla's layer
@@ -40,8 +35,8 @@ class DeltaNetConfig(GatedConfig):
             query_heads=heads,
             key_heads=heads,
             value_heads=heads,
-            key_dim=key_dim // heads,
-            head_dim=value_dim // heads,
+            key_dim=channels(section, facts.d_model, "expand_k", 1.0, heads),
+            head_dim=channels(section, facts.d_model, "expand_v", 1.0, heads),
             conv_size=read_conv_size(section),
             norm_eps=section.number("norm_eps", 1e-6, 0, 1, above=True),
             output_gate=section.flag("use_gate", False),
@@ -60,13 +55,15 @@ class GatedDeltaNetConfig(GatedConfig):
     kind: ClassVar[str] = "gated_deltanet"
 
     negative: bool = False
+    sigmoid_gate: bool = False  # the output gate's activation; by default SiLU
 
     @classmethod
     def read(cls, section: Section, facts: ModelFacts) -> GatedDeltaNetConfig:
-        section.only("output_gate_activation", "swish", "silu", default="swish")
+        section.only("output_gate_activation", "swish", "silu", "sigmoid", default="swish")
         return cls(
             **read_delta_sizes(section, facts, expand_v=2.0, head_dim=256),
             output_gate=section.flag("use_gate", True),
+            sigmoid_gate=section.get("output_gate_activation") == "sigmoid",
             negative=section.flag("allow_neg_eigval", False),
         )
 
@@ -105,14 +102,14 @@ def read_delta_sizes(section: Section, facts: ModelFacts, expand_v: float, head_
     value_dim = dim * section.number("expand_v", expand_v, 0)
     if value_heads % heads:
         raise section.error(f"num_v_heads is {value_heads}, it must be a multiple of num_heads {heads}")
-    if value_dim != int(value_dim) or value_dim < 1:
+    if round(value_dim) < 1 or not math.isclose(value_dim, round(value_dim), rel_tol=1e-5):
         raise section.error(f"head_dim {dim} times expand_v is {value_dim:g}, it must be an integer of at least 1")
     return {
         "query_heads": heads,
         "key_heads": heads,
         "value_heads": value_heads,
         "key_dim": dim,
-        "head_dim": int(value_dim),
+        "head_dim": round(value_dim),
         "conv_size": read_conv_size(section),
         "norm_eps": section.number("norm_eps", 1e-6, 0, 1, above=True),
     }
@@ -154,6 +151,9 @@ class GatedDeltaNet(GatedMixer):
         self.b_proj = nn.Linear(dim, config.heads, bias=False)
         self.A_log = nn.Parameter(torch.zeros(config.heads))
         self.dt_bias = nn.Parameter(torch.zeros(config.heads))
+
+    def activate_gate(self, gate: Tensor) -> Tensor:
+        return torch.sigmoid(gate) if self.config.sigmoid_gate else F.silu(gate)
 
     def recur(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, kv: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
         g = -self.A_log.float().exp() * F.softplus(self.a_proj(x).float() + self.dt_bias.float())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from jrt_eval import kernels
 from jrt_eval.kernels.rotary import rotary
 from jrt_eval.models.recurrent.mixers.base import Call, Mixer, ModelFacts
-from jrt_eval.models.recurrent.mixers.gated import GatedConfig, GatedMixer
+from jrt_eval.models.recurrent.mixers.gated import GatedConfig, GatedMixer, channels
 from jrt_eval.models.recurrent.reading import Section
 
 FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -38,21 +38,16 @@ class RetentionConfig(GatedConfig):
     def read(cls, section: Section, facts: ModelFacts) -> RetentionConfig:
         heads = section.integer("num_heads", facts.n_head)
         kv_heads = section.integer("num_kv_heads", heads)
-        key, value = section.number("expand_k", cls.expand()[0], 0), section.number("expand_v", cls.expand()[1], 0)
-        key_dim, value_dim = int(facts.d_model * key), int(facts.d_model * value)
-        if heads % kv_heads or not key_dim or key_dim % heads or not value_dim or value_dim % heads:
-            raise section.error(
-                f"num_heads {heads} must divide the keys' {key_dim} and the values' {value_dim} channels, "
-                f"and num_kv_heads {kv_heads} must divide num_heads"
-            )
+        if heads % kv_heads:
+            raise section.error(f"num_kv_heads {kv_heads} must divide num_heads {heads}")
         feature_map = section.get("feature_map")
         section.only("feature_map", None, *FEATURE_MAPS, default=None)
         return cls(
             query_heads=heads,
             key_heads=kv_heads,
             value_heads=kv_heads,
-            key_dim=key_dim // heads,
-            head_dim=value_dim // heads,
+            key_dim=channels(section, facts.d_model, "expand_k", cls.expand()[0], heads),
+            head_dim=channels(section, facts.d_model, "expand_v", cls.expand()[1], heads),
             conv_size=section.integer("conv_size", 4) if section.flag("use_short_conv", False) else 0,
             norm_eps=section.number("norm_eps", 1e-6, 0, 1, above=True),
             norm_affine=section.flag("elementwise_affine", True),
