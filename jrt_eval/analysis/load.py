@@ -22,7 +22,14 @@ import pyarrow.parquet as pq
 
 from jrt_eval.analysis.parse import Entry, keep_usable, parse_samples
 from jrt_eval.analysis.samples import conform
-from jrt_eval.analysis.schema import METRIC_PREFIX, RUN_COLUMNS, SCORES, WEIGHT_PREFIX, predictions_schema
+from jrt_eval.analysis.schema import (
+    METRIC_PREFIX,
+    RUN_COLUMNS,
+    SCORES,
+    WEIGHT_PREFIX,
+    predictions_schema,
+    scores_schema,
+)
 from jrt_eval.analysis.tree import MANIFEST, Survey, scores_table, survey_tree
 from jrt_eval.errors import UserError, nearest
 
@@ -203,7 +210,7 @@ def _load_collected(root: Path, columns: list[str] | None) -> Results:
     for attempt in (1, 2):  # a collect may be replacing the files just now
         try:
             manifest = orjson.loads((root / MANIFEST).read_bytes())
-            scores = pq.read_table(root / "scores.parquet")
+            scores = conform(pq.read_table(root / "scores.parquet"), scores_schema())  # an older version's lack columns
             used = [entry for entry in manifest["samples"].values() if entry["used"]]
             units = _units(used, root / "predictions")
             lost = next((str(part) for unit in units for part in unit.parts if not part.is_file()), None)

@@ -15,7 +15,7 @@ import pytest
 from results_files import edit, rerun, result_file, sample_file
 
 import jrt_eval
-from jrt_eval.analysis import collect, load_results
+from jrt_eval.analysis import collect, compare_variants, load_results, scores_table
 from jrt_eval.analysis.runs import parse_args, split_task
 from jrt_eval.analysis.samples import Part, read_batches, write_part
 from jrt_eval.analysis.schema import PREDICTIONS, SCORES, markdown
@@ -313,3 +313,17 @@ def test_collecting_imports_neither_torch_nor_lm_eval(runs: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(runs)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_an_older_version_collected_can_be_read(runs: Path, tmp_path: Path) -> None:
+    collect(runs, tmp_path / "out")
+    now = load_results(tmp_path / "out")
+    scores = pq.read_table(tmp_path / "out" / "scores.parquet")
+    older = ["windows", "document_seconds", "chat_template"]
+    pq.write_table(scores.drop_columns(older), tmp_path / "out" / "scores.parquet")
+    for part in (tmp_path / "out" / "predictions").glob("*.parquet"):
+        pq.write_table(pq.read_table(part).drop_columns(["prompt_tokens", "answer_depth"]), part)
+    results = load_results(tmp_path / "out")
+    assert results.scores.columns.tolist() == now.scores.columns.tolist()
+    assert scores_table(results).cells() == scores_table(now).cells()
+    assert compare_variants(results).table["gain"].tolist() == compare_variants(now).table["gain"].tolist()
