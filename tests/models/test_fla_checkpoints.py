@@ -84,39 +84,48 @@ def test_splits_steps_and_padding_agree(kind: str, changes: dict[str, Any]) -> N
         torch.testing.assert_close(follow[0], whole[0, 11], rtol=1e-4, atol=1e-4)
 
 
-def test_an_older_file_with_gate_and_values_in_one_tensor(tmp_path: Path) -> None:
-    raw = config("gla")
-    model = random_model(raw)
-    (tmp_path / "config.json").write_text(json.dumps(raw))
+def save_in_flas_layout(model: JRTModel, raw: dict[str, Any], folder: Path, *, old_mlp: bool = False) -> None:
+    """Write a model without softmax layers under fla's names; old_mlp: gate and values in one tensor."""
+    (folder / "config.json").write_text(json.dumps(raw))
     tensors = {}
     for name, value in model.state_dict().items():
         name = name.removeprefix("transformer.").replace("embeddings.word_embeddings", "embeddings")
         name = name.replace(".mixer.o_norm", ".attn.g_norm_swish_gate").replace(".mixer.", ".attn.")
         name = name.replace("norm1", "attn_norm").replace("norm2", "mlp_norm").replace("ln_f", "norm")
         name = name.replace("fc2", "down_proj")
+        name = name if name.startswith("lm_head") else f"model.{name}"
         if "fc1" in name:
-            name, value = name.replace("fc1", "gate_proj"), torch.cat([value[40:], value[:40]])
-        tensors[name if name.startswith("lm_head") else f"model.{name}"] = value.contiguous()
-    save_file(tensors, str(tmp_path / "model.safetensors"))
+            values, gate = value.chunk(2)
+            tensors[name.replace("fc1", "gate_proj")] = torch.cat([gate, values]) if old_mlp else gate.clone()
+            if not old_mlp:
+                tensors[name.replace("fc1", "up_proj")] = values.clone()
+        else:
+            tensors[name] = value.contiguous()
+    save_file(tensors, str(folder / "model.safetensors"))
+
+
+def test_an_older_file_with_gate_and_values_in_one_tensor(tmp_path: Path) -> None:
+    raw = config("gla")
+    model = random_model(raw)
+    save_in_flas_layout(model, raw, tmp_path, old_mlp=True)
     ids = torch.arange(10)[None]
     with torch.no_grad():
         assert torch.equal(jrt_eval.load_model(tmp_path, device="cpu")(ids).logits, model(ids).logits)
 
 
-def test_sizes_that_a_config_gives_as_ratios() -> None:
-    """100 * 0.29 is 28.999999999999996 in floating point; a null ratio of the MLP is 4 and not the type's default."""
-    gla = parse_fla_config(config("gla", hidden_size=100, num_heads=1, expand_k=0.29, expand_v=0.5))
-    assert (gla.mixers[0].key_dim, gla.mixers[0].head_dim) == (29, 50)
-    inner = {
-        ratio: parse_fla_config(config("retnet", hidden_size=1024, intermediate_size=None, **ratios)).inner()
-        for ratio, ratios in {"default": {}, "null": {"hidden_ratio": None}, "2.5": {"hidden_ratio": 2.5}}.items()
-    }
-    assert inner == {"default": 1536, "null": 2816, "2.5": 1792}
+def test_a_retnet_whose_config_asks_for_convolutions_that_fla_does_not_build(tmp_path: Path) -> None:
+    model = random_model(config("retnet"))
+    save_in_flas_layout(model, config("retnet", use_short_conv=True), tmp_path)
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        assert torch.equal(jrt_eval.load_model(tmp_path, device="cpu")(ids).logits, model(ids).logits)
 
 
-def test_of_a_layer_in_several_entries_of_attn_the_first_counts() -> None:
-    both = [{"layers": [0], "num_heads": 2}, {"layers": [0, 1], "num_heads": 4}]
-    assert [m.num_heads for m in parse_fla_config(config("gla", attn=both)).mixers] == [2, 4]
+def test_the_sum_norm_divides_by_absolute_values() -> None:
+    """fla's `sum_norm` is F.normalize(x, p=1); features of silu and identity have both signs."""
+    model: Any = random_model(config("delta_net", qk_norm="sum", qk_activation="identity"))
+    features = model.transformer.layers[0].mixer._features(torch.tensor([[1.0, -3.0, 0.0, 4.0], [0.0] * 4]))
+    torch.testing.assert_close(features, torch.tensor([[0.125, -0.375, 0.0, 0.5], [0.0] * 4]))
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,10 @@ def load_fla(
 ) -> JRTModel:
     """A checkpoint whose model_type is one of `TYPES`. Raises `UserError` for arithmetic that is not supported."""
     name = checkpoint.name
-    config = parse_fla_config(raw, f"{name}/config.json")
     tensors = read_weights(checkpoint)
+    if raw["model_type"] == "retnet" and not any("_conv1d." in key for key in tensors):
+        raw = {**raw, "use_short_conv": False}  # fla's RetNet accepts the key and builds no convolution
+    config = parse_fla_config(raw, f"{name}/config.json")
     count_layers(tensors, r"layers\.(\d+)\.", config.n_layer, f"{name}: num_hidden_layers")
     tensors = _our_names(tensors, config, name)
     if config.tied:

@@ -23,7 +23,7 @@ class DeltaNetConfig(GatedConfig):
     rate: bool = True  # beta = sigmoid(b_proj x); without it 1
     negative: bool = False  # beta is doubled, so that the state's eigenvalues may be negative
     activation: str = "silu"  # of q and k: silu, relu, elu or identity
-    norm: str = "l2"  # of q and k: l2 or sum
+    norm: str = "l2"  # of q and k: l2, or sum of absolute values
 
     @classmethod
     def read(cls, section: Section, facts: ModelFacts) -> DeltaNetConfig:
@@ -137,7 +137,7 @@ class DeltaNet(GatedMixer):
             x = F.relu(x)
         elif self.config.activation == "elu":
             x = F.elu(x) + 1
-        return unit(x) if self.config.norm == "l2" else x / x.sum(-1, keepdim=True)
+        return unit(x) if self.config.norm == "l2" else F.normalize(x, p=1, dim=-1, eps=1e-6)
 
 
 class GatedDeltaNet(GatedMixer):
