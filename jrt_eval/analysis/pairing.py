@@ -274,7 +274,7 @@ def _warn(rows: pd.DataFrame, notes: Notes) -> None:
         if pd.notna(row["limit"]):
             notes.add(f"with --limit {row['limit']:g}, so not on all documents", row["label"])
         if pd.notna(row["n_truncated"]) and row["n_truncated"] > 0:
-            lost = "prompts were longer than the model reads and lost their head, in a twice prompt the question"
+            lost = "prompts were longer than the model reads; jrt-eval audit tells what they lost"
             notes.add(f"{row['n_truncated']:,} {lost}", f"{row['label']}, {row['task']}")
     for (label, dataset), part in rows[rows["variant"].notna()].groupby(["label", "dataset"]):
         lengths = sorted(part["context_length"].fillna(-1).astype(int).unique())

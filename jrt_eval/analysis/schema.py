@@ -72,7 +72,7 @@ SCORES = (
         "int",
         "documents that the window left out because the answer has no place in them, where recorded",
     ),
-    Column("n_truncated", "int", "prompts that lm-eval cut from the left to fit the model, where recorded"),
+    Column("n_truncated", "int", "prompts that were longer than the model reads, where recorded"),
     Column(
         "context_length", "int", "tokens of the window around the answer; missing: whole documents, or several lengths"
     ),

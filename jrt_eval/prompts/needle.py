@@ -138,7 +138,8 @@ class NeedleTask(ReadTwiceTask):
             sentences = haystack.head(index, budget.tokens - length)
             if not sentences:
                 raise UserError(
-                    f"task {self.config.task}: context_length {budget.context_length} has no room for a sentence"
+                    f"task {self.config.task}: context_length {budget.context_length} has no room for the first sentence of "
+                    "a page: raise it"
                 )
             text, before = hide(fact, sentences, budget.depth or 0.0)
             row = {

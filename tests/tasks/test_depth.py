@@ -152,7 +152,7 @@ def test_facts_where_the_pages_end(write: Callable[..., str], load: Callable[...
     [
         ({"answer_depth": None}, "give context_length and answer_depth"),
         ({"context_length": None, "answer_depth": None}, "give context_length and answer_depth"),
-        ({"context_length": 55}, "no room for a sentence"),
+        ({"context_length": 55}, "no room for the first sentence"),
     ],
 )
 def test_facts_need_a_place(
