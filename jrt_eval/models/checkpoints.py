@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,8 @@ ARCHES = {
     "fla": "fla",
 }
 
-# model_type of flash-linear-attention's configs
-FLA_TYPES = {
+# model_type of flash-linear-attention's configs, for where it is not installed
+_FLA_TYPES = {
     "abc", "comba", "deltaformer", "delta_net", "forgetting_transformer", "gated_deltanet", "gated_deltaproduct",
     "gla", "gsa", "hgrn", "hgrn2", "kda", "lightnet", "linear_attn", "log_linear_mamba2", "mesa_net", "mla", "moba",
     "mom", "nsa", "path_attn", "retnet", "rodimus", "rwkv6", "rwkv7", "samba",
@@ -186,6 +189,25 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return held
 
 
+@cache
+def fla_types() -> frozenset[str]:
+    """model_type of each of flash-linear-attention's configs; those that transformers has as well are transformers'.
+
+    The installed package's files are read and not imported, which would import Triton.
+    """
+    found = set(_FLA_TYPES)
+    for folder in _folders("fla"):
+        for path in folder.glob("models/*/configuration_*.py"):
+            found |= set(re.findall(r"^ +model_type\b.*=\s*['\"]([\w-]+)['\"]", path.read_text("utf-8"), re.MULTILINE))
+    theirs = {path.name for folder in _folders("transformers") for path in folder.glob("models/*")}
+    return frozenset(found - theirs)
+
+
+def _folders(package: str) -> list[Path]:
+    spec = find_spec(package)
+    return [Path(folder) for folder in (spec and spec.submodule_search_locations) or []]
+
+
 def family_of(config: Mapping[str, Any], arch: str | None = None) -> str:
     """Which loader a config needs: "jrt" (JRT, Based, attention of the release), "mamba", "fla" or "transformers"."""
     if arch is not None:
@@ -208,4 +230,4 @@ def family_of(config: Mapping[str, Any], arch: str | None = None) -> str:
         key in config for key in ("rms_norm", "rotary_emb_fraction", "pad_vocab_size_multiple", "alt_mixer_2")
     ):
         return "jrt"
-    return "fla" if kind in FLA_TYPES else "transformers"
+    return "fla" if kind in fla_types() else "transformers"

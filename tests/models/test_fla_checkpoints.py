@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import jrt_eval
 from jrt_eval.errors import UserError
+from jrt_eval.models import checkpoints
 from jrt_eval.models.recurrent.fla import TYPES, parse_fla_config
 from jrt_eval.models.recurrent.model import JRTModel
 
@@ -126,6 +127,34 @@ def test_the_sum_norm_divides_by_absolute_values() -> None:
     model: Any = random_model(config("delta_net", qk_norm="sum", qk_activation="identity"))
     features = model.transformer.layers[0].mixer._features(torch.tensor([[1.0, -3.0, 0.0, 4.0], [0.0] * 4]))
     torch.testing.assert_close(features, torch.tensor([[0.125, -0.375, 0.0, 0.5], [0.0] * 4]))
+
+
+def test_sizes_that_a_config_gives_as_ratios() -> None:
+    """100 * 0.29 is 28.999999999999996 in floating point; a null ratio of the MLP is 4 and not the type's default."""
+    gla = parse_fla_config(config("gla", hidden_size=100, num_heads=1, expand_k=0.29, expand_v=0.5))
+    assert (gla.mixers[0].key_dim, gla.mixers[0].head_dim) == (29, 50)
+    inner = {
+        ratio: parse_fla_config(config("retnet", hidden_size=1024, intermediate_size=None, **ratios)).inner()
+        for ratio, ratios in {"default": {}, "null": {"hidden_ratio": None}, "2.5": {"hidden_ratio": 2.5}}.items()
+    }
+    assert inner == {"default": 1536, "null": 2816, "2.5": 1792}
+
+
+def test_of_a_layer_in_several_entries_of_attn_the_first_counts() -> None:
+    both = [{"layers": [0], "num_heads": 2}, {"layers": [0, 1], "num_heads": 4}]
+    assert [m.num_heads for m in parse_fla_config(config("gla", attn=both)).mixers] == [2, 4]
+
+
+def test_flas_types_are_those_of_the_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("newest", "bitnet"):
+        folder = tmp_path / "fla" / "models" / kind
+        folder.mkdir(parents=True)
+        (folder / f"configuration_{kind}.py").write_text(f"class C:\n    model_type = '{kind}'\n    keys = ['past']\n")
+    (tmp_path / "fla" / "__init__.py").write_text("raise ImportError('is only read')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(checkpoints, "fla_types", checkpoints.fla_types.__wrapped__)  # without its cache
+    families = {kind: checkpoints.family_of({"model_type": kind}) for kind in ("newest", "gla", "bitnet", "llama")}
+    assert families == {"newest": "fla", "gla": "fla", "bitnet": "transformers", "llama": "transformers"}
 
 
 @pytest.mark.parametrize(
