@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from jrt_eval.errors import UserError
+
 SIDE = {"left": "left", "middle": "middle", "skip": "skipped"}
 
 
@@ -27,8 +29,13 @@ def skipped_documents(task: Any) -> set[Any]:
 
 @contextmanager
 def skipping(tasks: Mapping[str, Any], model: Any) -> Iterator[None]:
-    """In this context, documents that the model skips have no scores: means are over the other documents."""
+    """In this context, documents that the model skips have no scores: means are over the other documents.
+
+    Raises `UserError` for a model behind lm-eval's cache of answers.
+    """
     chosen = list(tasks.values()) if on_truncation(model) == "skip" else []
+    if chosen and hasattr(model, "dbdict"):  # lm-eval's CachingLM
+        raise UserError("on_truncation=skip does not work with --use_cache, which would keep the empty answers")
     for task in chosen:
         _leave_out(task)
     try:

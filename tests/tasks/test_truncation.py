@@ -136,6 +136,41 @@ def test_fail(model: Callable[..., Any]) -> None:
         model(on_truncation="righ")
 
 
+def test_cached_answers_of_skipped_prompts_are_refused(model: Callable[..., Any], tmp_path: Path) -> None:
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    lm = model(on_truncation="skip", max_length=100)
+    manager = TaskManager(include_path=[str(task_folder())], include_defaults=False)
+    with pytest.raises(UserError, match="does not work with --use_cache"):
+        lm_eval.simple_evaluate(
+            lm,
+            tasks=["jrt_mini"],
+            task_manager=manager,
+            limit=1,
+            use_cache=str(tmp_path / "answers"),
+            bootstrap_iters=0,
+        )
+
+
+def test_a_group_whose_tasks_have_nothing_left(model: Callable[..., Any], tmp_path: Path) -> None:
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    (tmp_path / "both.yaml").write_text(
+        "group: both\ntask: [jrt_mini, jrt_mini_twice]\n"
+        "aggregate_metric_list: [{metric: contains, weight_by_size: false, filter_list: [none]}]\n"
+    )
+    manager = TaskManager(include_path=[str(task_folder()), str(tmp_path)], include_defaults=False)
+    counted = lengths(model(), evaluate(model(), "jrt_mini", limit=2), "jrt_mini")
+    lm = model(on_truncation="skip", max_length=max(counted) + 48)  # too short for any prompt that is read twice
+    out = lm_eval.simple_evaluate(lm, tasks=["both"], task_manager=manager, limit=2, bootstrap_iters=0)
+    assert out is not None
+    assert "contains,none" not in out["results"]["jrt_mini_twice"]
+    once = out["results"]["jrt_mini"]["contains,none"]
+    assert out["groups"]["both"].get("contains,none", once) == once
+
+
 def test_tasks_are_left_as_they_were(model: Callable[..., Any]) -> None:
     class Task:
         instances: tuple[Any, ...] = ()
