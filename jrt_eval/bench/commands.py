@@ -166,15 +166,42 @@ def gpu_kernels(
         click.echo(f"\nwritten to {output}")
 
 
-def whole_model(length: int, steps: int, rounds: int, layers: int, device: torch.device, output: Path | None) -> None:
-    """Time a JRT-RNN of the 360M checkpoint's shape with PyTorch's operators and with the compiled ones."""
+def whole_models(
+    names: Sequence[str],
+    length: int,
+    steps: int,
+    rounds: int,
+    layers: int | None,
+    device: torch.device,
+    plot: bool,
+    output: Path | None,
+) -> None:
+    """Time models of the released shapes with PyTorch's operators and with the compiled ones."""
     facts = _describe(device)
     if device.type == "cpu":
         facts["allocator keeps memory"] = keep_freed_memory()
     _print_facts(facts)
-    config = released_config("jrt-360m", layers)
-    window = config["alt_mixer_2"]["window_size"]
-    runs = model.measure(["torch", "auto"], length=length, steps=steps, rounds=rounds, device=device, config=config)
+    results: dict[str, list[model.ModelTiming]] = {}
+    found = []
+    for name in names:
+        config = released_config(name, layers)
+        runs = model.measure(["torch", "auto"], length=length, steps=steps, rounds=rounds, device=device, config=config)
+        window = config.get("alt_mixer_2", {}).get("window_size")
+        what = f"{name}, {config['n_layer']} layers, {length} tokens" + (f", window {window}" if window else "")
+        click.echo(f"\n{what}\n" + _model_table(runs, length))
+        results[name] = runs
+        found.append({"model": name, "length": length, "layers": config["n_layer"], "window": window})
+        found[-1]["runs"] = [vars(run) for run in runs]
+        if output:  # written as they come, since a long run may be interrupted
+            output.mkdir(parents=True, exist_ok=True)
+            (output / "model.json").write_text(json.dumps({"machine": facts, "models": found}, indent=1) + "\n")
+    if output:
+        if plot:
+            plots.whole_models(results, length, output / "model.png")
+        click.echo(f"\nwritten to {output}")
+
+
+def _model_table(runs: Sequence[model.ModelTiming], length: int) -> str:
     lines = [
         [
             run.backend,
@@ -187,16 +214,4 @@ def whole_model(length: int, steps: int, rounds: int, layers: int, device: torch
         ]
         for run in runs
     ]
-    header = ["backend", "prefill", "tokens/s", "in operators", "in mixers", "step", "tokens/s"]
-    click.echo(f"\nJRT-RNN, {config['n_layer']} layers, window {window}, {length} tokens\n" + table(header, lines))
-    if output:
-        output.mkdir(parents=True, exist_ok=True)
-        found = {
-            "machine": facts,
-            "length": length,
-            "layers": config["n_layer"],
-            "window": window,
-            "runs": [vars(run) for run in runs],
-        }
-        (output / "model.json").write_text(json.dumps(found, indent=1) + "\n")
-        click.echo(f"\nwritten to {output}")
+    return table(["backend", "prefill", "tokens/s", "in operators", "in mixers", "step", "tokens/s"], lines)

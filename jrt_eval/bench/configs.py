@@ -22,13 +22,17 @@ def _folder() -> Path:
 def released_config(name: str, layers: int | None = None) -> dict[str, Any]:
     """The model config of a released checkpoint, in the form of its config.json.
 
-    name: `jrt-360m`, `based-360m`, `attn-360m` or the same with `-1b`.
+    name: `jrt-360m`, `based-360m`, `attn-360m`, `mamba-360m` or the same with `-1b`; `mamba2` with either size is Mamba's
+        config with Mamba-2's mixer.
     layers: keep only the first so many layers.
     """
     files = {path.stem: path for path in _folder().glob("*.yaml")}
-    if name not in files:
-        raise UserError(f"no model config {name!r}{nearest(name, list(files))}; there are {', '.join(sorted(files))}")
-    config: dict[str, Any] = read_settings(files[name])["model"]
+    known = sorted([*files, *(stem.replace("mamba-", "mamba2-") for stem in files if stem.startswith("mamba-"))])
+    if name not in known:
+        raise UserError(f"no model config {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+    config: dict[str, Any] = read_settings(files[name.replace("mamba2-", "mamba-")])["model"]
+    if name.startswith("mamba2-"):
+        config["ssm_cfg"] = {"layer": "Mamba2"}
     if layers is not None:
         config["n_layer"] = min(layers, config["n_layer"])
         for key in _LAYER_LISTS:

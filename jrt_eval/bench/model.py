@@ -13,7 +13,8 @@ import torch
 from jrt_eval import kernels
 from jrt_eval.bench.timing import synchronize
 from jrt_eval.kernels.dispatch import OPERATORS
-from jrt_eval.models.recurrent import model as models
+from jrt_eval.models.recurrent.mamba import MambaModel, read_mamba_ssm
+from jrt_eval.models.recurrent.model import RecurrentModel, from_config
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,24 @@ class ModelTiming:
     step_seconds: float
 
 
+def build(config: dict[str, Any], device: torch.device) -> RecurrentModel:
+    """A model of a config that `released_config` returns, in evaluation mode, with random weights."""
+    if "d_model" not in config:
+        return from_config(config, device=device, seed=0).eval()
+    with torch.device(device), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = MambaModel(read_mamba_ssm(config), config)
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if name.endswith(("A_log", "D", "norm.weight", "norm_f.weight")):
+                weight.fill_(1)
+            elif name.endswith(("dt_bias", "dt_proj.bias")):
+                weight.fill_(-4)  # time steps of about 0.02
+    return network.eval()
+
+
 @contextmanager
-def _adding_up(device: torch.device, total: dict[str, float], network: Any) -> Iterator[None]:
+def _adding_up(device: torch.device, total: dict[str, float], network: RecurrentModel) -> Iterator[None]:
     """Adds the time spent in the mixers, and in the operators that they call, to `total`."""
     depth = [0]
     kept = {
@@ -60,7 +77,7 @@ def _adding_up(device: torch.device, total: dict[str, float], network: Any) -> I
         total["mixers"] += time.perf_counter() - started.pop()
 
     hooks = []
-    for layer in network.transformer.layers:
+    for layer in network._layers:
         hooks += [layer.mixer.register_forward_pre_hook(before), layer.mixer.register_forward_hook(after)]
     for name, run in kept.items():
         setattr(kernels, name, watch(run))
@@ -77,7 +94,7 @@ def measure(
     backends: list[str], *, length: int, steps: int, rounds: int, device: torch.device, config: dict[str, Any]
 ) -> list[ModelTiming]:
     """Time the prefill of one prompt of `length` tokens and `steps` decode steps, with all backends in turn, `rounds` times."""
-    network = models.from_config(config, device=device, seed=0).eval()
+    network = build(config, device)
     ids = torch.randint(0, config["vocab_size"], (1, length), generator=torch.Generator().manual_seed(0)).to(device)
     seen: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in backends}
     with torch.inference_mode():

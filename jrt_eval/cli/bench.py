@@ -35,8 +35,14 @@ def _device(name: str, threads: int | None) -> Any:
     return torch.device(name)
 
 
+def _check_plot(plot: bool, output: Path | None) -> None:
+    if output and plot and find_spec("matplotlib") is None:
+        raise UserError("plots need matplotlib: pip install 'jrt-eval[report]', or pass --no-plot")
+
+
 threads_option = click.option("--threads", type=click.IntRange(1), help="PyTorch threads.  [default: all]")
 device_option = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+plot_option = click.option("--plot/--no-plot", default=True, help="Write a plot into the output folder.")
 output_option = click.option(
     "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for the results (JSON, CSV, plot)."
 )
@@ -49,7 +55,7 @@ def bench() -> None:
     \b
     jrt-eval bench kernels                   linear attention against other implementations, on the CPU
     jrt-eval bench kernels --device cuda     the same on a GPU, over the lengths of the paper's Table 5
-    jrt-eval bench model                     a whole 360M JRT-RNN, with and without the compiled kernels
+    jrt-eval bench model --model mamba-360m  a whole model, with and without the compiled kernels
 
     All candidates are timed in turn, so that other load affects them alike; the tables show medians. Compare ratios
     within one run rather than times of different runs.
@@ -82,7 +88,7 @@ def bench() -> None:
     show_default=True,
     help="Approximate timing of each implementation at each size, on a GPU.",
 )
-@click.option("--plot/--no-plot", default=True, help="Write a log-log plot into the output folder.")
+@plot_option
 @threads_option
 @device_option
 @output_option
@@ -112,8 +118,7 @@ def kernels(
     from jrt_eval.bench import commands
 
     place = _device(device, threads)
-    if output and plot and find_spec("matplotlib") is None:
-        raise UserError("plots need matplotlib: pip install 'jrt-eval[report]', or pass --no-plot")
+    _check_plot(plot, output)
     sizes = {"heads": heads, "d": feature_dim, "f": head_dim, "device": place}
     if device == "cuda":
         commands.gpu_kernels(lengths, batches, batch, seconds, sizes, plot, output)
@@ -122,21 +127,43 @@ def kernels(
 
 
 @bench.command()
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    default=("jrt-360m",),
+    show_default=True,
+    help="A shape of configs/paper, for example based-360m, mamba-360m, mamba2-360m. May be given several times.",
+)
 @click.option("--length", type=click.IntRange(1), default=2048, show_default=True, help="Tokens of the prompt.")
 @click.option("--steps", type=click.IntRange(1), default=8, show_default=True, help="Decode steps.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Measurements of each backend.")
-@click.option("--layers", type=click.IntRange(1), default=26, show_default=True, help="Layers; fewer for a quick look.")
+@click.option("--layers", type=click.IntRange(1), help="Only the first so many layers, for a quick look.")
+@plot_option
 @threads_option
 @device_option
 @output_option
 def model(
-    length: int, steps: int, rounds: int, layers: int, threads: int | None, device: str, output: Path | None
+    models: tuple[str, ...],
+    length: int,
+    steps: int,
+    rounds: int,
+    layers: int | None,
+    plot: bool,
+    threads: int | None,
+    device: str,
+    output: Path | None,
 ) -> None:
-    """Time a JRT-RNN of the 360M checkpoint's shape, with PyTorch's operators and with the compiled ones.
+    """Time whole models of the released shapes, with PyTorch's operators and with the compiled ones.
+
+    \b
+    jrt-eval bench model --model jrt-360m --model mamba-360m --model mamba2-360m
 
     One prompt, random weights, float32. "in operators" is the share of the prefill spent in the functions of
     jrt_eval.kernels; "in mixers" includes the projections of the mixers.
     """
     from jrt_eval.bench import commands
 
-    commands.whole_model(length, steps, rounds, layers, _device(device, threads), output)
+    place = _device(device, threads)
+    _check_plot(plot, output)
+    commands.whole_models(models, length, steps, rounds, layers, place, plot, output)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from jrt_eval.bench import alternatives, configs, timing
+from jrt_eval.bench import alternatives, commands, configs, timing
 from jrt_eval.bench import kernels as measured
 from jrt_eval.cli.bench import bench
 from jrt_eval.errors import UserError
@@ -106,15 +107,25 @@ def test_the_command_prints_and_writes_what_it_measured(tmp_path: Path, monkeypa
 
 def test_the_model_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"n_embd": 64, "n_inner": 64, "vocab_size": 100}
+    small_mamba = {"d_model": 64, "vocab_size": 100}
     released = configs.released_config
-    monkeypatch.setattr(configs, "released_config", lambda *arguments: released(*arguments) | small)
-    arguments = ["model", "--length", "40", "--steps", "1", "--rounds", "1", "--layers", "3", "--output", str(tmp_path)]
-    result = CliRunner().invoke(bench, arguments, catch_exceptions=False)
+
+    def shrunk(name: str, layers: int | None = None) -> dict[str, Any]:
+        return released(name, layers) | (small_mamba if name.startswith("mamba") else small)
+
+    monkeypatch.setattr(commands, "released_config", shrunk)
+    names = ["jrt-360m", "mamba-360m", "mamba2-360m"]
+    chosen = [part for name in names for part in ("--model", name)]
+    arguments = ["--length", "40", "--steps", "1", "--rounds", "1", "--layers", "3", "--output", str(tmp_path)]
+    result = CliRunner().invoke(bench, ["model", *chosen, *arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    runs = json.loads((tmp_path / "model.json").read_text())["runs"]
-    assert [run["backend"] for run in runs] == ["torch", "auto"]
-    for run in runs:
-        assert 0 < run["operator_seconds"] <= run["mixer_seconds"] <= run["prefill_seconds"]
+    found = json.loads((tmp_path / "model.json").read_text())["models"]
+    assert [entry["model"] for entry in found] == names
+    for entry in found:
+        assert [run["backend"] for run in entry["runs"]] == ["torch", "auto"]
+        for run in entry["runs"]:
+            assert 0 < run["operator_seconds"] <= run["mixer_seconds"] <= run["prefill_seconds"]
+    assert (tmp_path / "model.png").stat().st_size > 5000
 
 
 @pytest.mark.parametrize("lengths", ["0", "a", ""])
