@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import jrt_eval
 from jrt_eval.errors import UserError
-from jrt_eval.models import checkpoints
+from jrt_eval.models import checkpoints, save_pretrained
+from jrt_eval.models.checkpoints import Checkpoint
 from jrt_eval.models.recurrent.fla import TYPES, parse_fla_config
 from jrt_eval.models.recurrent.model import JRTModel
+from jrt_eval.models.weights import read_weights
 
 BASE: dict[str, dict[str, Any]] = {
     "gla": {"num_heads": 2, "expand_k": 0.5, "expand_v": 1.0},
@@ -143,6 +146,37 @@ def test_sizes_that_a_config_gives_as_ratios() -> None:
 def test_of_a_layer_in_several_entries_of_attn_the_first_counts() -> None:
     both = [{"layers": [0], "num_heads": 2}, {"layers": [0, 1], "num_heads": 4}]
     assert [m.num_heads for m in parse_fla_config(config("gla", attn=both)).mixers] == [2, 4]
+
+
+@pytest.mark.parametrize("safetensors", [True, False], ids=["safetensors", "bin"])
+@pytest.mark.parametrize(("kind", "changes"), CHANGES, ids=lambda x: x if isinstance(x, str) else "-".join(x))
+def test_a_model_is_saved_in_flas_form(kind: str, changes: dict[str, Any], safetensors: bool, tmp_path: Path) -> None:
+    """Saved and read again, it computes the same, and saved again it is the same file."""
+    model = random_model(config(kind, **changes))
+    ids = torch.arange(10)[None]
+    states = []
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        save_pretrained(model, folder, safetensors=safetensors)
+        again: Any = jrt_eval.load_model(folder, device="cpu")
+        with torch.no_grad():
+            expected, got = model(ids).logits, again(ids).logits
+        if folder.name == "second" or not (changes.get("attn") and "num_kv_heads" in changes["attn"]):
+            assert torch.equal(got, expected)  # random heads that should share keys are unequal until they were saved
+        states.append(read_weights(Checkpoint(folder)))
+        model = again
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert not any("mixer" in key or "Wqkv" in key or "fc" in key for key in states[0])
+
+
+@pytest.mark.parametrize("kind", sorted(TYPES))
+def test_saved_names_are_those_of_fla(kind: str, shared: Path, tmp_path: Path) -> None:
+    folder = shared / "golden" / "models" / kind
+    model: Any = jrt_eval.load_model(folder, device="cpu")
+    save_pretrained(model, tmp_path, safetensors=True)
+    with safe_open(folder / "model.safetensors", "pt") as a, safe_open(tmp_path / "model.safetensors", "pt") as b:
+        assert set(a.keys()) == set(b.keys())
+        assert all(torch.equal(a.get_tensor(key), b.get_tensor(key)) for key in a.keys())  # noqa: SIM118
 
 
 def test_flas_types_are_those_of_the_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ from torch import Tensor
 from jrt_eval.errors import UserError
 from jrt_eval.models.checkpoints import Checkpoint
 from jrt_eval.models.recurrent.config import parse_config
+from jrt_eval.models.recurrent.fla import TYPES as FLA_TYPES
+from jrt_eval.models.recurrent.fla import fla_state_dict
 from jrt_eval.models.recurrent.model import Decay, JRTModel
 from jrt_eval.models.weights import assign, common_dtype, count_layers, merge_tied, read_weights
 
@@ -67,11 +69,17 @@ def _log_decay(given: Tensor | None, heads: int, const: float | None, name: str)
 
 
 def save_pretrained(model: JRTModel, folder: str | Path, *, safetensors: bool = False) -> None:
-    """Write a model in the release's form: config.json, and pytorch_model.bin or model.safetensors (tied weights once)."""
+    """Write config.json, and pytorch_model.bin or model.safetensors (tied weights once), in the release's form.
+
+    A model that was read from fla's form is written in fla's.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(model.raw_config, indent=1) + "\n", encoding="utf-8")
-    state = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
+    if model.raw_config.get("model_type") in FLA_TYPES:
+        state = fla_state_dict(model)
+    else:
+        state = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
     if safetensors:
         from safetensors.torch import save_file
 

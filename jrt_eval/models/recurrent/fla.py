@@ -191,3 +191,45 @@ def _join_attention(named: dict[str, Tensor], prefix: str, mixer: AttentionConfi
         named[f"{prefix}Wqkv.{kind}"] = torch.cat(heads).flatten(0, 1)
     if prefix + "o_proj.weight" in named:
         named[prefix + "out_proj.weight"] = named.pop(prefix + "o_proj.weight")
+
+
+def fla_state_dict(model: JRTModel) -> dict[str, Tensor]:
+    """The tensors of a model that `load_fla` made, under fla's names: the inverse of `_our_names`."""
+    raw, named = model.raw_config, {}
+    fused = raw.get("fuse_norm", True) and raw.get("use_output_gate", True)
+    for key, value in model.state_dict().items():
+        for pattern, name in _fla_names("g_norm_swish_gate" if fused else "g_norm", raw["model_type"]):
+            key = re.sub(pattern, name, key)
+        layer = re.match(r"layers\.(\d+)\.", key)
+        if ".mlp.fc1." in key:
+            parts = dict(zip(("up_proj", "gate_proj"), value.chunk(2), strict=True))
+            named |= {key.replace("fc1", part): x for part, x in parts.items()}
+        elif ".attn.Wqkv." in key and layer:
+            parts = _split_attention(value, raw["attn"], int(layer[1]))
+            named |= {key.replace("Wqkv", part): x for part, x in parts.items()}
+        else:
+            named[key] = value
+    return {key if key == HEAD else f"model.{key}": value.detach().clone() for key, value in named.items()}
+
+
+def _fla_names(norm: str, kind: str) -> tuple[tuple[str, str], ...]:
+    return (
+        (rf"^{re.escape(EMBEDDINGS)}$", "embeddings.weight"),
+        (r"^transformer\.ln_f\.", "norm."),
+        (r"^transformer\.", ""),
+        (r"\.norm1\.", ".attn_norm."),
+        (r"\.norm2\.", ".mlp_norm."),
+        (r"\.mlp\.fc2\.", ".mlp.down_proj."),
+        (r"\.mixer\.o_norm\.", f".mixer.{norm}." if kind in ("gla", "retnet") else ".mixer.o_norm."),
+        (r"\.mixer\.out_proj\.", ".mixer.o_proj."),
+        (r"\.mixer\.", ".attn."),
+    )
+
+
+def _split_attention(value: Tensor, given: Any, layer: int) -> dict[str, Tensor]:
+    """The three projections in Wqkv; of key and value heads that several query heads share, one."""
+    spec = next(s for s in (given if isinstance(given, list) else [given]) if layer in s["layers"])
+    groups = spec["num_heads"] // (spec.get("num_kv_heads") or spec["num_heads"])
+    heads = [part.unflatten(0, (spec["num_heads"], -1)) for part in value.chunk(3)]
+    q, k, v = (part[::step].flatten(0, 1) for part, step in zip(heads, (1, groups, groups), strict=True))
+    return {"q_proj": q, "k_proj": k, "v_proj": v}
