@@ -195,7 +195,8 @@ def _join_attention(named: dict[str, Tensor], prefix: str, mixer: AttentionConfi
 
 def fla_state_dict(model: JRTModel) -> dict[str, Tensor]:
     """The tensors of a model that `load_fla` made, under fla's names: the inverse of `_our_names`."""
-    raw, named = model.raw_config, {}
+    raw = model.raw_config
+    named: dict[str, Tensor] = {}
     fused = raw.get("fuse_norm", True) and raw.get("use_output_gate", True)
     for key, value in model.state_dict().items():
         for pattern, name in _fla_names("g_norm_swish_gate" if fused else "g_norm", raw["model_type"]):
