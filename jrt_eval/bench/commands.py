@@ -12,7 +12,7 @@ from typing import Any
 import click
 import torch
 
-from jrt_eval.bench import alternatives, cuda, cuda_forms, kernels, model, plots
+from jrt_eval.bench import alternatives, cuda, cuda_forms, kernels, model, plots, recurrences
 from jrt_eval.bench.configs import released_config
 from jrt_eval.bench.tables import table, time_text, write
 from jrt_eval.kernels import status
@@ -124,6 +124,36 @@ def _cpu_summaries(rows: Sequence[kernels.CpuTiming]) -> list[str]:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.0%}"
+
+
+def recurrent_kernels(
+    operator: str,
+    lengths: list[int] | None,
+    batches: list[int] | None,
+    batch: int | None,
+    device: torch.device,
+    plot: bool,
+    output: Path | None,
+) -> None:
+    """Time a recurrent operator and PyTorch's form of it: prefill and gradients at each length, a step at each batch size."""
+    lengths, batches, batch = lengths or recurrences.LENGTHS, batches or kernels.BATCHES, batch or 1
+    facts = _describe(device) | {"operator": operator, "sizes": recurrences.sizes(operator)}
+    if device.type == "cpu":
+        facts["allocator keeps memory"] = keep_freed_memory()
+    _print_facts(facts)
+    click.echo(f"\nbatch {batch}; medians")
+    rows: list[kernels.CpuTiming] = []
+    for found in recurrences.measure(operator, lengths, batches, batch, device):
+        rows += found  # printed and written as they come, since a long run may be interrupted
+        click.echo("\n" + _cpu_table(found))
+        if output:
+            write(output, operator, facts, rows)
+    for text in _cpu_summaries(rows):
+        click.echo("\n" + text)
+    if output:
+        if plot:
+            plots.time_against_length(rows, output / f"{operator}.png", f"{operator}, batch {batch}, {device.type}")
+        click.echo(f"\nwritten to {output}")
 
 
 def gpu_kernels(

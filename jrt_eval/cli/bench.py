@@ -10,6 +10,16 @@ import click
 
 from jrt_eval.errors import UserError
 
+# The first has options of its own; the others are those of `jrt_eval.bench.recurrences`, which imports torch.
+OPERATORS = (
+    "taylor_linear_attention",
+    "selective_scan",
+    "ssd",
+    "short_conv",
+    "gated_linear_attention",
+    "gated_delta_rule",
+)
+
 
 def _numbers(_: click.Context, option: click.Parameter, value: str | None) -> list[int] | None:
     if value is None:
@@ -54,7 +64,8 @@ def bench() -> None:
 
     \b
     jrt-eval bench kernels                   linear attention against other implementations, on the CPU
-    jrt-eval bench kernels --device cuda     the same on a GPU, over the lengths of the paper's Table 5
+    jrt-eval bench kernels --operator ssd    the recurrence of Mamba-2 against PyTorch
+    jrt-eval bench kernels --device cuda     linear attention on a GPU, over the lengths of the paper's Table 5
     jrt-eval bench model --model mamba-360m  a whole model, with and without the compiled kernels
 
     All candidates are timed in turn, so that other load affects them alike; the tables show medians. Compare ratios
@@ -63,6 +74,13 @@ def bench() -> None:
 
 
 @bench.command()
+@click.option(
+    "--operator",
+    type=click.Choice(OPERATORS),
+    default=OPERATORS[0],
+    show_default=True,
+    help="Which operator. All but the first are timed against PyTorch, with the sizes of a small model.",
+)
 @click.option(
     "--lengths",
     callback=_numbers,
@@ -92,7 +110,10 @@ def bench() -> None:
 @threads_option
 @device_option
 @output_option
+@click.pass_context
 def kernels(
+    context: click.Context,
+    operator: str,
     lengths: list[int] | None,
     batches: list[int] | None,
     batch: int | None,
@@ -105,7 +126,11 @@ def kernels(
     device: str,
     output: Path | None,
 ) -> None:
-    """Time Taylor linear attention against other implementations, and softmax attention for scale.
+    """Time an operator: Taylor linear attention against other implementations, with softmax attention for scale.
+
+    \b
+    jrt-eval bench kernels --operator selective_scan
+    jrt-eval bench kernels --operator ssd --device cuda --batch 32 --lengths 2048
 
     On a CPU: prefill, gradients and decode steps in float32. "of matmul" is the operator's minimal FLOP/s as a share of
     a matrix product's, timed in the same rounds.
@@ -119,6 +144,13 @@ def kernels(
 
     place = _device(device, threads)
     _check_plot(plot, output)
+    if operator != OPERATORS[0]:
+        for name in ("heads", "feature_dim", "head_dim", "seconds"):
+            if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+                option = name.replace("_", "-")
+                raise UserError(f"--{option} is for --operator {OPERATORS[0]}; the sizes of {operator} are fixed")
+        commands.recurrent_kernels(operator, lengths, batches, batch, place, plot, output)
+        return
     sizes = {"heads": heads, "d": feature_dim, "f": head_dim, "device": place}
     if device == "cuda":
         commands.gpu_kernels(lengths, batches, batch, seconds, sizes, plot, output)

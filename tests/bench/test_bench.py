@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from jrt_eval.bench import alternatives, commands, configs, timing
+from jrt_eval.bench import alternatives, commands, configs, recurrences, timing
 from jrt_eval.bench import kernels as measured
-from jrt_eval.cli.bench import bench
+from jrt_eval.cli.bench import OPERATORS, bench
 from jrt_eval.errors import UserError
 from jrt_eval.kernels import taylor_linear_attention
 
@@ -126,6 +127,25 @@ def test_the_model_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         for run in entry["runs"]:
             assert 0 < run["operator_seconds"] <= run["mixer_seconds"] <= run["prefill_seconds"]
     assert (tmp_path / "model.png").stat().st_size > 5000
+
+
+def test_recurrent_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(recurrences.OPERATORS) == list(OPERATORS[1:])
+    monkeypatch.setattr(recurrences, "timings", partial(timing.timings, rounds=1, fewest=1, seconds=0.0))
+    for operator in OPERATORS[1:]:
+        arguments = ["--operator", operator, "--lengths", "3,40", "--batches", "2", "--output", str(tmp_path)]
+        result = CliRunner().invoke(bench, ["kernels", *arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        rows = list(csv.DictReader((tmp_path / f"{operator}.csv").open()))
+        found = [(row["operator"], row["length"]) for row in rows if row["name"] == "jrt-eval"]
+        assert found == [("prefill", "3"), ("prefill", "40"), ("gradients", "3"), ("gradients", "40"), ("decode", "1")]
+        assert (tmp_path / f"{operator}.png").stat().st_size > 10000
+
+
+def test_an_option_of_another_operator() -> None:
+    result = CliRunner().invoke(bench, ["kernels", "--operator", "ssd", "--heads", "3"])
+    assert isinstance(result.exception, UserError)
+    assert "--heads is for --operator taylor_linear_attention" in str(result.exception)
 
 
 @pytest.mark.parametrize("lengths", ["0", "a", ""])
