@@ -7,7 +7,8 @@ from importlib import import_module
 import click
 
 from jrt_eval._version import __version__
-from jrt_eval.errors import install_excepthook, nearest
+from jrt_eval.errors import UserError, install_excepthook, nearest
+from jrt_eval.files import reason
 
 # subcommand -> (module:object, its line in `jrt-eval --help`)
 COMMANDS = {
@@ -77,6 +78,11 @@ def cli() -> None:
 
 
 def main() -> None:
-    """The console script: user errors are one line on stderr and exit code 1."""
+    """The console script: user errors are one line on stderr and exit code 1, and so is a file that the system refuses."""
     install_excepthook()
-    cli()
+    try:
+        cli()
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise UserError(f"cannot use {error.filename}: {reason(error)}") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -94,3 +96,17 @@ def test_doctor_describes_a_model() -> None:
     assert "padded: padding is masked in every layer" in result.output
     assert "bytes after 2,048 tokens: attention cache" in result.output
     assert CliRunner().invoke(doctor, ["--model", "nowhere/at/all"]).exit_code == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_of_another_user_is_one_line(tmp_path: Path) -> None:
+    """As another user, who may not even ask whether a file is in the folder."""
+    (tmp_path / "runs").mkdir(mode=0o700)
+    code = (
+        "import os, sys; from jrt_eval.cli import main; import jrt_eval.analysis.load, jrt_eval.cli.scores;"
+        f"os.seteuid(65534); sys.argv = ['jrt-eval', 'scores', {str(tmp_path / 'runs')!r}]; main()"
+    )
+    done = run_python(code)
+    assert done.returncode == 1
+    said = re.escape(f"jrt-eval: error: cannot use {tmp_path / 'runs'}") + r"(/manifest\.json)?: Permission denied\n"
+    assert re.fullmatch(said, done.stderr), done.stderr

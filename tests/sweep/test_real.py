@@ -103,7 +103,7 @@ def test_a_broken_task_of_lm_eval_costs_only_itself(toys: Any) -> None:
 def test_the_smoke_sweep(tmp_path: Path, engine: str) -> None:
     if engine == "ray":
         pytest.importorskip("ray", reason="Ray is not installed: pip install 'jrt-eval[sweep]'")
-    run = [*JRT_EVAL, "smoke", "-o", str(tmp_path / "smoke"), "--engine", engine]
+    run = [*JRT_EVAL, "smoke", "-o", str(tmp_path / "smoke"), "--engine", engine, "--set", "limit=2"]
     ran = subprocess.run(run, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "8 of 8 results; jobs: 4 done" in ran.stdout
