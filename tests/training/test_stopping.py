@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,15 @@ def test_a_signal_is_answered_with_a_checkpoint(tmp_path: Path, number: signal.S
     assert losses(stopped) == losses(whole)
 
 
+@pytest.fixture
+def usual() -> Iterator[None]:
+    """Python's own answer to Ctrl-C, which a shell turns off for what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual")
 def test_a_second_signal_acts_as_usual() -> None:
     with pytest.raises(KeyboardInterrupt), StopRequest() as stop:  # noqa: PT012
         os.kill(os.getpid(), signal.SIGINT)
