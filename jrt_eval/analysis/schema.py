@@ -83,7 +83,7 @@ SCORES = (
     ),
     Column("answer_length", "int", "tokens of the window kept for the answer"),
     Column("num_fewshot", "int", "in-context examples"),
-    Column("gen_kwargs", "str", "generation settings (the task's, then `--gen_kwargs`) as JSON; missing where unused"),
+    Column("gen_kwargs", "str", "`--gen_kwargs` as JSON; missing where none were given or nothing is generated"),
     Column("system_instruction", "str", "`--system_instruction`"),
     Column("chat_template", "category", "the chat template's name, or its hash; missing where none was applied"),
     Column("thinking", "bool", "whether the model was told to think before it answers; missing: the run does not say"),

@@ -25,7 +25,8 @@ class Table:
     """A table to show: `frame` has text columns first (`labels` of them), then numbers.
 
     Column names are `(over, under)`: the two header lines. title: one line. best: columns whose best value is shown in
-    bold; it is the highest, or the lowest where `lowest_is_best`. notes: lines below the table. decimals: of floats.
+    bold; it is the highest, or the lowest where `lowest_is_best`. notes: lines below the table. decimals: of floats;
+    `places` has those of single columns.
     formats: how the cells of a column are shown if not as plain numbers, by column name:
 
         signed    a float with its sign
@@ -46,12 +47,17 @@ class Table:
     formats: dict[Name, str] = field(default_factory=dict)
     lowest_is_best: bool = False
     slug: str = ""
+    places: dict[Name, int] = field(default_factory=dict)
 
     def cells(self) -> list[list[str]]:
         """The rows as text."""
         formats = [self.formats.get(name, "") for name in self.columns()]
+        places = [self.places.get(name, self.decimals) for name in self.columns()]
         return [
-            [self._text(value, formats[column], column >= self.labels) for column, value in enumerate(row)]
+            [
+                self._text(value, formats[column], places[column], column >= self.labels)
+                for column, value in enumerate(row)
+            ]
             for row in self.frame.itertuples(index=False, name=None)
         ]
 
@@ -216,10 +222,9 @@ class Table:
         """The slug."""
         return self.slug or re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")[:40]
 
-    def _text(self, value: Any, kind: str, number: bool) -> str:
+    def _text(self, value: Any, kind: str, digits: int, number: bool) -> str:
         if missing(value):
             return MISSING if number else ""
-        digits = self.decimals
         if kind == "interval":
             return MISSING if missing(value[0]) else f"[{value[0]:+.{digits}f}, {value[1]:+.{digits}f}]"
         if kind == "measure":

@@ -101,10 +101,9 @@ def scores_table(results: Results, *, metrics: Sequence[str] | None = None, filt
         notes.add(f"with --limit {limit:g}, so not on all documents", label)
     table = with_columns(records, [*columns, *named])
     formats = dict.fromkeys(named, "measure")
-    decimals = 1 if all(unit.share for unit in units.values()) else 3
-    return Table(
-        "scores ± standard error", table, len(columns) - 1, [], notes.lines(), decimals, formats, slug="scores"
-    )
+    places = {name: units[metric].decimals for name, (metric, _) in zip(named, cells, strict=True)}
+    title = "scores ± standard error"
+    return Table(title, table, len(columns) - 1, [], notes.lines(), 1, formats, slug="scores", places=places)
 
 
 def _wanted_metrics(scores: pd.DataFrame, asked: Sequence[str] | None) -> list[str]:

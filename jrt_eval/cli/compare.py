@@ -106,11 +106,14 @@ def _comparison(
     results: Results, versus: tuple[str, str] | None, baseline: str | None, against: str, settings: dict[str, object]
 ) -> Comparison:
     from jrt_eval.analysis.comparison import compare_models, compare_variants
+    from jrt_eval.errors import UserError
 
     if versus:
         return compare_models(results, *versus, **settings)  # type: ignore[arg-type]
     if baseline:
         others = [str(m) for m in results.scores["model"].unique() if m != baseline]
+        if not others:
+            raise UserError(f"{baseline} is the only model here: --baseline needs results of another one")
         return compare_models(results, baseline, sorted(others), **settings)  # type: ignore[arg-type]
     return compare_variants(results, against=against, **settings)  # type: ignore[arg-type]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_runs import write_run
@@ -19,6 +20,7 @@ from jrt_eval.analysis import collect, compare_variants, load_results, prompt_ta
 from jrt_eval.analysis.documents import document_data
 from jrt_eval.analysis.failures import failure_table
 from jrt_eval.analysis.report import write_report
+from jrt_eval.cli import cli
 from jrt_eval.errors import UserError
 
 BOTH = {"jrt_fda": [1.0, 0.0, 0.0, 1.0] * 3, "jrt_fda_twice": [1.0, 1.0, 0.0, 1.0] * 3}
@@ -277,3 +279,16 @@ def test_kinds_of_answers_need_a_metric_that_tells_right_from_wrong(metric: str,
 def test_a_narrow_table_keeps_its_title_on_one_line(tmp_path: Path) -> None:
     write_run(tmp_path, "m", {"jrt_fda_twice": [1.0]})
     assert prompt_table(load_results(tmp_path)).terminal(color=False).splitlines()[0] == "contains, percent: read twice"
+
+
+def test_each_column_has_its_own_decimals(tmp_path: Path) -> None:
+    write_run(tmp_path, "m", {"jrt_fda": [1.0, 0.0, 1.0, 1.0]})
+    write_run(tmp_path, "m", {"wiki": [12.5, 13.5]}, metric="word_perplexity")
+    cells = scores_table(load_results(tmp_path)).cells()
+    assert [row[-2:] for row in cells] == [["75.0 ± 10.0", "–"], ["–", "13.000 ± 0.100"]]
+
+
+def test_a_baseline_alone(tmp_path: Path) -> None:
+    write_run(tmp_path, "m", BOTH)
+    done = CliRunner().invoke(cli, ["compare", str(tmp_path), "--baseline", "m"])
+    assert "m is the only model here" in str(done.exception)
