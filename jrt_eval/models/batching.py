@@ -87,8 +87,12 @@ def _probes(inner: Any) -> list[list[int]]:
 
 
 def _tolerance(inner: Any, spread: float) -> float:
-    """The largest difference of equal logits, whose standard deviation is `spread`."""
-    return max(spread, 1e-6) * (1e-3 if inner.dtype in (torch.float32, torch.float64) else 0.1)
+    """The largest difference of logits that is rounding; their standard deviation is `spread`.
+
+    Measured on tiny checkpoints of 33 classes: in bfloat16 rounding is at most 0.2 deviations, in float32 7e-5, and a class that
+    computes something else with padding is 4.6 deviations or more away. Too strict a limit costs speed only.
+    """
+    return max(spread, 1e-6) * (1e-3 if inner.dtype in (torch.float32, torch.float64) else 0.3)
 
 
 def _difference(run: Callable[[], list[Tensor]], alone: list[Tensor]) -> float:

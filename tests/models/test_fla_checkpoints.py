@@ -17,6 +17,7 @@ from jrt_eval.errors import UserError
 from jrt_eval.models import checkpoints, save_pretrained
 from jrt_eval.models.checkpoints import Checkpoint
 from jrt_eval.models.recurrent.fla import TYPES, parse_fla_config
+from jrt_eval.models.recurrent.graphs import Graphs
 from jrt_eval.models.recurrent.model import JRTModel
 from jrt_eval.models.weights import read_weights
 
@@ -146,6 +147,19 @@ def test_sizes_that_a_config_gives_as_ratios() -> None:
 def test_of_a_layer_in_several_entries_of_attn_the_first_counts() -> None:
     both = [{"layers": [0], "num_heads": 2}, {"layers": [0, 1], "num_heads": 4}]
     assert [m.num_heads for m in parse_fla_config(config("gla", attn=both)).mixers] == [2, 4]
+
+
+@pytest.mark.parametrize("kind", sorted(TYPES))
+def test_a_recorded_step_decodes_what_a_step_decodes(kind: str) -> None:
+    """The state has fixed addresses, so that CUDA graphs can record a step; here a function stands for the graph."""
+    model = random_model(config(kind))
+    with torch.no_grad():
+        state = model(torch.arange(9)[None]).state
+        assert state is not None
+        step = Graphs(record=lambda run: run).step(model, state, 20)
+        assert step is not None
+        for token in (torch.tensor([5]), torch.tensor([7])):
+            torch.testing.assert_close(step(token), model.step(token, state), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("safetensors", [True, False], ids=["safetensors", "bin"])

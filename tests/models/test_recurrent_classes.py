@@ -16,6 +16,7 @@ import torch
 from jrt_eval.model_adapters.jrt import JRTLM
 from lm_eval.api.instance import Instance
 
+from jrt_eval.models.batching import measure
 from jrt_eval.models.cache_size import _cache
 from jrt_eval.models.transformers import TransformersModel
 
@@ -144,6 +145,13 @@ def test_how_a_class_is_batched(lm: JRTLM) -> None:
     family = lm.model.family
     assert lm.model.batching.decode == NOT_PADDED.get(family, "padded"), lm.model.batching.reason
     assert lm.model.batching.score == "padded", lm.model.batching.reason
+
+
+@pytest.mark.parametrize("name", ["zamba", "minimax"])
+def test_half_precision_is_batched_as_single(name: str, tmp_path: Path) -> None:
+    """The class with the largest rounding, and one that padding changes."""
+    assert TINY is not None
+    assert measure(TINY.build(name, tmp_path).bfloat16().eval()).decode == NOT_PADDED.get(name, "padded")
 
 
 def test_state_bytes_are_what_a_cache_has(lm: JRTLM) -> None:
