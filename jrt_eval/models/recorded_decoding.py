@@ -23,7 +23,7 @@ from jrt_eval.models.recurrent.graphs import WORTH_RECORDING, record
 
 log = logging.getLogger(__name__)
 
-KEPT = 2  # caches, each with its recorded step
+KEPT = 1  # caches, each with its recorded step
 Record = Callable[[Callable[[], Any]], Callable[[], Any]]
 ROOM = 256  # a cache has room for a multiple of it, so that batches of similar lengths share one
 
@@ -62,6 +62,10 @@ class RecordedDecoding:
         inner.forward = functools.wraps(plain)(functools.partial(recording.forward, plain))
         try:
             yield {recording.name: recording.cache, "disable_compile": True}
+        except torch.cuda.OutOfMemoryError:
+            recording.failed = True
+            log.warning("decoding without CUDA graphs: a static cache of %d rows does not fit the GPU", rows)
+            raise
         finally:
             if own is None:
                 del inner.forward

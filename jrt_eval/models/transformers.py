@@ -170,19 +170,26 @@ class TransformersModel(nn.Module):
         if stop_test is not None:
             sampling["stopping_criteria"] = StoppingCriteriaList([_criterion(stop_test, width)])
         sampling |= {"attention_mask": mask, "pad_token_id": pad, "eos_token_id": stop_ids or None}
-        if self.cuda_graphs and self.device.type == "cuda":
-            # tensors that were created in inference mode, as a kept cache's, can be written in inference mode only
-            with (
-                explained(given),
-                torch.inference_mode(),
-                serving(self.backend),
-                self._recorded.generating(self.inner, len(prompts), width, max_new_tokens, sampling) as cache,
-            ):
-                out = self.generate(ids, max_new_tokens, **sampling, **cache)
-        else:
-            with explained(given):
+        with explained(given):
+            out = self._recorded_tokens(ids, max_new_tokens, sampling)
+            if out is None:
                 out = self.generate(ids, max_new_tokens, **sampling)
         return [_until(row, stop_ids) for row in out[:, width:].tolist()]
+
+    def _recorded_tokens(self, ids: Tensor, new: int, arguments: dict[str, Any]) -> Tensor | None:
+        """Prompts and new tokens by recorded decode steps; None where there are none, or a static cache does not fit."""
+        if not self.cuda_graphs or self.device.type != "cuda":
+            return None
+        rows, width = ids.shape
+        # tensors that were created in inference mode, as a kept cache's, can be written in inference mode only
+        with torch.inference_mode(), serving(self.backend):
+            try:
+                with self._recorded.generating(self.inner, rows, width, new, arguments) as cache:
+                    out: Tensor | None = self.generate(ids, new, **arguments, **cache) if cache else None
+            except torch.cuda.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                return None
+        return out
 
     @torch.no_grad()
     def score(

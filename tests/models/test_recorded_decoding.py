@@ -138,6 +138,22 @@ def test_a_step_that_cannot_be_recorded_is_not_recorded_again(inner: Any, caplog
     assert "operation not permitted" in caplog.text and "more" not in caplog.text
 
 
+def test_a_cache_that_does_not_fit_is_given_back(caplog: pytest.LogCaptureFixture) -> None:
+    inner, recorded = attention(), RecordedDecoding(Recorder())
+
+    def run() -> None:
+        with recorded.generating(inner, 3, 7, 12, {}) as cache:
+            assert cache
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        run()
+    assert not recorded._kept and "forward" not in vars(inner)
+    assert "does not fit" in caplog.text
+    with recorded.generating(inner, 3, 7, 12, {}) as cache:
+        assert cache == {}
+
+
 def test_a_cache_with_state_in_python_is_not_recorded(caplog: pytest.LogCaptureFixture) -> None:
     inner, recorder = sliding(), Recorder()
     recorded = RecordedDecoding(recorder)
