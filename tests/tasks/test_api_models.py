@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -142,3 +144,26 @@ def test_which_tokenizer_measures_windows(arguments: dict[str, Any], loads: bool
         return
     task = manager.load(["jrt_squad"])["tasks"]["jrt_squad"]
     assert task.config.metadata["jrt"]["tokenizer"] == arguments.get("tokenizer", arguments["model"])
+
+
+def test_the_pages_commands(server: str, shared: Path) -> None:
+    """The commands of docs/api-models.md, with this server and its tokenizer in place of those that they name."""
+    page = Path(__file__).parents[2] / "docs" / "api-models.md"
+    if not page.is_file():
+        pytest.skip(f"no {page}")
+    commands = [shlex.split(block) for block in re.findall(r"^```bash\n(.*?)^```$", page.read_text(), re.M | re.S)]
+    assert len(commands) == 2
+    for command in commands:
+        given = dict(part.split("=", 1) for part in command[command.index("--model_args") + 1].split(","))
+        given |= {
+            "tokenizer": str(TOKENIZER),
+            "base_url": given["base_url"].replace("http://localhost:8000/v1", server),
+        }
+        tasks = command[command.index("--tasks") + 1].split(",")
+        out = evaluate(
+            command[command.index("--model") + 1], tasks, model_args=given,
+            apply_chat_template="--apply_chat_template" in command,
+            metadata={"data_dir": str(shared / "data" / "hub")},
+        )  # fmt: skip
+        assert set(out["results"]) == set(tasks)
+        assert all(sample["jrt_cost"]["prompt_tokens"] for task in tasks for sample in out["samples"][task])
