@@ -48,7 +48,7 @@ NOT_PADDED = {
 PROMPTS = [
     "The eruption of Mount Pinatubo in 1991 was the second-largest of the century.",
     "Tell me: when",
-    "One two three four five six",
+    "Seven eight nine ten eleven",  # no prompt has two likeliest tokens within rounding, in any class
     "It is said, and",
 ]
 CONTEXTS = [("The sky is", " blue and wide"), ("It", " was"), ("A much longer context than the others, so", " there it is"),
