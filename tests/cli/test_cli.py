@@ -103,7 +103,7 @@ def test_a_folder_of_another_user_is_one_line(tmp_path: Path) -> None:
     """As another user, who may not even ask whether a file is in the folder; who may not read modules either, so they are imported before."""
     (tmp_path / "runs").mkdir(mode=0o700)
     code = (
-        "import os, sys; from jrt_eval.cli import main; import jrt_eval.analysis.tables, jrt_eval.cli.options;"
+        "import os, sys; from jrt_eval.cli import main; import jrt_eval.analysis.load, jrt_eval.analysis.tables, jrt_eval.cli.scores;"
         f"os.seteuid(65534); sys.argv = ['jrt-eval', 'scores', {str(tmp_path / 'runs')!r}]; main()"
     )
     done = run_python(code)
