@@ -289,18 +289,29 @@ def through_lm_eval(args: argparse.Namespace, results: dict[str, Any]) -> None:
 # --- where the time goes
 
 
-def profile(args: argparse.Namespace, results: dict[str, Any]) -> None:
+def time_by_kernel(call: Callable[[], object], device: torch.device) -> list[tuple[str, float, int]]:
+    """(name, microseconds, launches) of each kernel of one call, or of each operator on a CPU; the costliest first."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
+    cuda = device.type == "cuda"
+    with profiler(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as seen:
+        call()
+        synchronize(device)
+    cost = [
+        (e.key, float(e.self_device_time_total if cuda else e.self_cpu_time_total), e.count)
+        for e in seen.key_averages()
+    ]
+    return sorted(cost, key=lambda item: -item[1])
+
+
+def profile(args: argparse.Namespace, results: dict[str, Any]) -> None:
     import jrt_eval
 
     model: Any = jrt_eval.load_model(args.work / "jrt", device=args.device, backend=args.backend)
     model.cuda_graphs = False
     length = min(2000, max(args.lengths))
     prompts = torch.randint(256, 50000, (args.batch, length)).tolist()
-    cuda = torch.cuda.is_available()
-    kinds = [ProfilerActivity.CUDA] if cuda else [ProfilerActivity.CPU]
     with torch.inference_mode():
         logits, state = model.prefill(prompts)
         token = logits.argmax(-1)
@@ -309,18 +320,12 @@ def profile(args: argparse.Namespace, results: dict[str, Any]) -> None:
             (f"prefill {length}", lambda: model.prefill(prompts)),
             ("step", lambda: model.step(token, state)),
         ):
-            with profiler(activities=kinds) as seen:
-                call()
-                synchronize(CUDA if torch.cuda.is_available() else CPU)
-            cost = {
-                e.key: (float(e.self_device_time_total if cuda else e.self_cpu_time_total), e.count)
-                for e in seen.key_averages()
-            }
-            total = sum(time for time, _ in cost.values())
-            say(f"profile of {what} x {args.batch}: {total / 1e3:.2f} ms in {sum(n for _, n in cost.values())} kernels")
-            top = sorted(cost.items(), key=lambda item: -item[1][0])[:25]
-            results[f"profile {what}"] = [(key[:120], time, count) for key, (time, count) in top]
-            for key, (spent, count) in top:
+            cost = time_by_kernel(call, torch.device(args.device))
+            total = sum(spent for _, spent, _ in cost)
+            say(f"profile of {what} x {args.batch}: {total / 1e3:.2f} ms in {sum(n for _, _, n in cost)} kernels")
+            top = cost[:25]
+            results[f"profile {what}"] = [(key[:120], spent, count) for key, spent, count in top]
+            for key, spent, count in top:
                 print(f"    {spent / 1e3:9.3f} ms {spent / total:6.1%} {count:5d}x  {key[:100]}", flush=True)
 
 

@@ -14,7 +14,7 @@ from jrt_eval import kernels
 from jrt_eval.bench.kernels import MOST_SECONDS, OURS, CpuTiming
 from jrt_eval.bench.timing import Timing, timings
 
-PYTORCH = "PyTorch"
+PYTORCH = "PyTorch"  # the backend "parallel": a chunk at a time where the reference takes token by token
 LENGTHS = [128, 512, 2048, 8192]
 GRADIENTS = 2048  # the longest length whose gradients are timed
 STEPS = ("x", "dt", "b", "c", "z", "q", "k", "v", "g", "beta", "gate")  # arguments with a token dimension
@@ -100,7 +100,7 @@ def prefill(operator: str, batch: int, length: int, device: torch.device, with_p
     single, half = (inputs(operator, batch, length, device, dtype) for dtype in (torch.float32, torch.bfloat16))
     runs: dict[str, Callable[[], object]] = {OURS: partial(run, **single), f"{OURS}, bfloat16": partial(run, **half)}
     if with_pytorch:
-        runs[PYTORCH] = partial(run, **single, backend="torch")
+        runs[PYTORCH] = partial(run, **single, backend="parallel")
     with torch.no_grad():
         return _rows("prefill", timings(runs, device), batch, length)
 
@@ -114,7 +114,7 @@ def gradients(operator: str, batch: int, length: int, device: torch.device, with
         leaves = [value.requires_grad_() for name, value in given.items() if name in STEPS]
         return lambda: torch.autograd.grad(run(**given, **options)[0].sum(), leaves)
 
-    runs = {OURS: both()} | ({PYTORCH: both(backend="torch")} if with_pytorch else {})
+    runs = {OURS: both()} | ({PYTORCH: both(backend="parallel")} if with_pytorch else {})
     return _rows("gradients", timings(runs, device), batch, length)
 
 
@@ -126,7 +126,7 @@ def decode(operator: str, batch: int, device: torch.device) -> list[CpuTiming]:
     step = getattr(kernels, f"{operator}_step")
     runs = {
         OURS: partial(step, **now, state=state.clone()),
-        PYTORCH: partial(step, **now, state=state.clone(), backend="torch"),
+        PYTORCH: partial(step, **now, state=state.clone(), backend="parallel"),
     }
     with torch.no_grad():
         return _rows("decode", timings(runs, device, rounds=15), batch, 1)

@@ -13,7 +13,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -84,10 +84,8 @@ def _switch(theirs: Function, ours: Ours) -> Function:
         backend = _backend.get()
         if backend is None or not _plain(args, kwargs):
             return theirs(*args, **kwargs)
-        if torch.is_autocast_enabled(_device(args, kwargs)):
-            with torch.autocast(_device(args, kwargs), enabled=False):
-                result = ours.function(*args, backend=backend, **kwargs)
-        else:
+        device = _device(args, kwargs)
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             result = ours.function(*args, backend=backend, **kwargs)
         return theirs(*args, **kwargs) if result is NotImplemented else result
 

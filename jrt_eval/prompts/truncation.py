@@ -49,6 +49,7 @@ def _leave_out(task: Any) -> None:
     iterate: Callable[..., Iterator[tuple[Any, Any]]] = task.doc_iterator
     score: Callable[..., dict[str, Any]] = task.process_results
     current: list[Any] = [None]
+    skipped: list[set[Any]] = []  # found once, when the first document is scored: all answers are there by then
 
     def doc_iterator(*args: Any, **kwargs: Any) -> Iterator[tuple[Any, Any]]:
         for doc_id, doc in iterate(*args, **kwargs):
@@ -56,7 +57,9 @@ def _leave_out(task: Any) -> None:
             yield doc_id, doc
 
     def process_results(doc: Any, results: Any) -> dict[str, Any]:
-        return {} if current[0] in skipped_documents(task) else score(doc, results)
+        if not skipped:
+            skipped.append(skipped_documents(task))
+        return {} if current[0] in skipped[0] else score(doc, results)
 
     # lm-eval scores the documents in the order in which it iterates over them.
     task.doc_iterator, task.process_results = doc_iterator, process_results

@@ -4,7 +4,7 @@ The window is placed by the gold answer, which only an oracle can do. It makes m
 documents that are longer than they can read, and says nothing about how such a document would be cut in use.
 
 Without a depth the window is centred on the answer as in the original, and a document that is short, or whose answer is
-near an end, gives a shorter window. With a depth the window has its full length and the answer stands at that depth in
+near an end, gives a shorter window. With a depth the window has its full length and the answer is at that depth in
 it; a document in which no such window exists is dropped.
 """
 
@@ -35,7 +35,7 @@ class Dropped(Enum):
 class Budget:
     """The length of a window: `context_length` tokens less the `answer_length` that are kept for the answer.
 
-    depth: where the answer stands in the window, 0 (its first tokens) to 1 (its last); None: as the original has it.
+    depth: position of the answer in the window, from 0 (its first tokens) to 1 (its last); None: as in the original.
     """
 
     context_length: int

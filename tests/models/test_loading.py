@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from jrt_eval.model_adapters.jrt import JRTLM
-from tiny_models import FAMILIES, byte_tokenizer, released_config, tiny
+from tiny_models import FAMILIES, byte_tokenizer, mamba_layout, released_config, tiny
 
 import jrt_eval
 from jrt_eval.errors import UserError
@@ -33,6 +33,21 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
     edit(tensors)
     torch.save(tensors, folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+@pytest.mark.parametrize("form", ["jrt", "mamba", "gla"])
+def test_cuda_graphs_are_as_asked(
+    checkpoint: Checkpoint, tmp_path: Path, request: pytest.FixtureRequest, form: str, cuda_graphs: bool
+) -> None:
+    if form == "gla":
+        folder = request.getfixturevalue("shared") / "golden" / "models" / "gla"
+    elif form == "mamba":
+        folder = tmp_path / "mamba"
+        mamba_layout(folder, 1)
+    else:
+        folder = checkpoint("jrt")
+    assert jrt_eval.load_model(folder, device="cpu", cuda_graphs=cuda_graphs).cuda_graphs is cuda_graphs
 
 
 @pytest.mark.parametrize("family", FAMILIES)

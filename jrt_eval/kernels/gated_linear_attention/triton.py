@@ -15,20 +15,12 @@ from torch.autograd.graph import increment_version
 
 from jrt_eval.kernels.arguments import learns, single
 from jrt_eval.kernels.gated_linear_attention import parallel, schema
+from jrt_eval.kernels.triton_common import token_count
 
 CHUNK, CHUNK_PER_CHANNEL = 32, 16  # tokens of a chunk with a gate per head and per key channel
 STATE = 8192  # numbers of the state in one program's registers
 WIDEST = 512  # the largest key dim
 SMALLEST_GATE = tl.constexpr(parallel.SMALLEST_GATE)
-
-
-@triton.jit
-def _count(lengths, row, length, LENGTHS: tl.constexpr):
-    """How many tokens of a row count."""
-    count = length
-    if LENGTHS:
-        count = tl.minimum(tl.maximum(tl.load(lengths + row).to(tl.int32), 0), length)
-    return count
 
 
 @triton.jit
@@ -49,7 +41,7 @@ def _within(
     chunk, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     i, c = tl.arange(0, T), tl.arange(0, K)
     t = chunk * T + i
-    on = t < _count(lengths, row, length, LENGTHS)
+    on = t < token_count(lengths, row, length, LENGTHS)
     inside = on[:, None] & (c < key_dim)[None, :]
     group = head // per_group
     place = (row * heads + head) * chunks + chunk
@@ -111,7 +103,7 @@ def _walk(
     s = tl.zeros([K, V], dtype=tl.float32)
     if STATE:
         s = tl.load(state_in + held, mask=both, other=0.0)
-    count = _count(lengths, row, length, LENGTHS)
+    count = token_count(lengths, row, length, LENGTHS)
     q += row * q_row + group * q_head
     k += row * k_row + group * k_head
     v += row * v_row + head * v_head

@@ -19,29 +19,10 @@ from torch.autograd.graph import increment_version
 from jrt_eval.kernels.arguments import learns, plain
 from jrt_eval.kernels.library import decode_step
 from jrt_eval.kernels.selective_scan import reference, schema
+from jrt_eval.kernels.triton_common import LOG2E, silu, time_step, token_count
 
-LOG2E = tl.constexpr(1.4426950408889634)
 FILL = 1024  # programs of one warp that keep a GPU busy
 SHORTEST = 64  # tokens of a segment, at least
-
-
-@triton.jit
-def time_step(raw, bias, SOFTPLUS: tl.constexpr):
-    """dt from what the model projects, float32."""
-    x = raw.to(tl.float32) + bias
-    if SOFTPLUS:
-        e = tl.exp2(-tl.abs(x) * LOG2E)
-        u = 1.0 + e
-        # log(1 + e) to its relative precision: the rounding of 1 + e cancels (W. Kahan).
-        tail = tl.where(u == 1.0, e, tl.log2(u) * e / (LOG2E * tl.where(u == 1.0, 1.0, u - 1.0)))
-        x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) + tail
-    return x
-
-
-@triton.jit
-def silu(x):
-    x = x.to(tl.float32)
-    return x / (1.0 + tl.exp2(-x * LOG2E))
 
 
 # `unit` is 1 and the compiler must not know it. Where it sees that the states of a channel are adjacent in memory, it spreads them over
@@ -71,9 +52,7 @@ def _prefill_ends(
     shift = tl.zeros([BLOCK], dtype=tl.float32)
     if BIAS:
         shift = tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)
-    count = length
-    if LENGTHS:
-        count = tl.minimum(tl.maximum(tl.load(lengths + row).to(tl.int32), 0), length)
+    count = token_count(lengths, row, length, LENGTHS)
     first = segment * segment_length
     h = tl.zeros([N, BLOCK], dtype=tl.float32)
     total = tl.zeros([BLOCK], dtype=tl.float32)
@@ -124,9 +103,7 @@ def _prefill(
             )
             total = tl.load(sums + of * channels + at, mask=inside, other=0.0)
             h = tl.exp2(total[None, :] * rates) * h + end
-    count = length
-    if LENGTHS:
-        count = tl.minimum(tl.maximum(tl.load(lengths + row).to(tl.int32), 0), length)
+    count = token_count(lengths, row, length, LENGTHS)
     first = segment * segment_length
     last = tl.minimum(first + segment_length, length)
     stop = tl.maximum(tl.minimum(last, count), first)

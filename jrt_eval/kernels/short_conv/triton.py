@@ -12,6 +12,7 @@ from jrt_eval.kernels import compiled
 from jrt_eval.kernels.arguments import learns
 from jrt_eval.kernels.library import decode_step
 from jrt_eval.kernels.short_conv import schema, shared
+from jrt_eval.kernels.triton_common import token_count
 
 TOKENS, CHANNELS = 32, 128  # per program
 
@@ -60,9 +61,7 @@ def _forward(
         z *= tl.load(gate + place, mask=here, other=0.0).to(tl.float32)
     tl.store(y + (row * length + t)[:, None] * channels + at[None, :], z, mask=here)
     if W > 1 and tl.program_id(1) == 0:
-        count = length
-        if LENGTHS:
-            count = tl.minimum(tl.maximum(tl.load(lengths + row).to(tl.int32), 0), length)
+        count = token_count(lengths, row, length, LENGTHS)
         i = tl.arange(0, PAST)
         # Tokens before the state's own are never asked for: count - (W - 1) + i >= -(W - 1).
         before = tl.where(i < W - 1, count - (W - 1) + i, 0)

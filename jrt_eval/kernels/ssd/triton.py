@@ -19,20 +19,11 @@ from torch.autograd.graph import increment_version
 
 from jrt_eval.kernels.arguments import learns, plain
 from jrt_eval.kernels.library import decode_step
-from jrt_eval.kernels.selective_scan.triton import LOG2E, silu, time_step
 from jrt_eval.kernels.ssd import reference, schema
+from jrt_eval.kernels.triton_common import LOG2E, silu, time_step, token_count
 
 # Tokens of a chunk, warps of a program, and how many chunks ahead inputs are asked for.
 CHUNK, WARPS, STAGES = 32, 4, 3
-
-
-@triton.jit
-def _count(lengths, row, length, LENGTHS: tl.constexpr):
-    """How many tokens of a row count."""
-    count = length
-    if LENGTHS:
-        count = tl.minimum(tl.maximum(tl.load(lengths + row).to(tl.int32), 0), length)
-    return count
 
 
 @triton.jit
@@ -44,7 +35,7 @@ def _time_steps(
     chunk, row, block = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     head, i = block * H + tl.arange(0, H), tl.arange(0, T)
     real, t = head < heads, chunk * T + i
-    on = (t < _count(lengths, row, length, LENGTHS))[None, :] & real[:, None]
+    on = (t < token_count(lengths, row, length, LENGTHS))[None, :] & real[:, None]
     shift = tl.zeros([H], dtype=tl.float32)
     if BIAS:
         shift = tl.load(bias + head, mask=real, other=0.0).to(tl.float32)
@@ -69,7 +60,7 @@ def _scores(
     chunk, row, group = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     i, n = tl.arange(0, T), tl.arange(0, N)
     t = chunk * T + i
-    on = (t < _count(lengths, row, length, LENGTHS))[:, None] & (n < states)[None, :]
+    on = (t < token_count(lengths, row, length, LENGTHS))[:, None] & (n < states)[None, :]
     bc = tl.load(b + row * b_row + group * b_group + t[:, None] * b_token + n[None, :], mask=on, other=0.0)
     cc = tl.load(c + row * c_row + group * c_group + t[:, None] * c_token + n[None, :], mask=on, other=0.0)
     to = ((row * tl.num_programs(0) + chunk) * groups + group) * T * T
@@ -99,7 +90,7 @@ def _prefill(
     h = tl.zeros([P, N], dtype=tl.float32)
     if STATE:
         h = tl.load(state_in + held, mask=both, other=0.0)
-    count = _count(lengths, row, length, LENGTHS)
+    count = token_count(lengths, row, length, LENGTHS)
     x += row * x_row + head * x_head
     z += row * z_row + head * z_head
     b += row * b_row + group * b_group

@@ -15,8 +15,9 @@ from jrt_eval.models.checkpoints import Checkpoint
 from jrt_eval.models.recurrent.config import parse_config
 from jrt_eval.models.recurrent.fla import TYPES as FLA_TYPES
 from jrt_eval.models.recurrent.fla import fla_state_dict
+from jrt_eval.models.recurrent.loading import with_weights
 from jrt_eval.models.recurrent.model import Decay, JRTModel
-from jrt_eval.models.weights import assign, common_dtype, count_layers, merge_tied, read_weights
+from jrt_eval.models.weights import count_layers, merge_tied, read_weights
 
 EMBEDDINGS, HEAD, DECAY = "transformer.embeddings.word_embeddings.weight", "lm_head.weight", "transformer.decay.decay"
 
@@ -42,15 +43,14 @@ def load_jrt(
     with torch.device("meta"):
         model = JRTModel(config, raw, backend=backend)
     optional = {DECAY, HEAD} if config.tied else {DECAY}
-    kind = common_dtype(tensors, name)
-    assign(model, tensors, source=name, device=device, dtype=dtype or kind, optional=lambda key: key in optional)
-    model.tie_weights()
+    model = with_weights(
+        model, tensors, source=name, device=device, dtype=dtype, optional=optional, cuda_graphs=cuda_graphs
+    )
     if config.decay_heads:
         holder: Any = model.transformer.decay
         # log a_h is small: it stays float32 whatever dtype the weights have
         holder.decay = _log_decay(log_decay, config.decay_heads, config.decay_const, name).to(device)
-    model.cuda_graphs = cuda_graphs
-    return model.eval()
+    return model
 
 
 def _log_decay(given: Tensor | None, heads: int, const: float | None, name: str) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from jrt_eval.errors import UserError
 from jrt_eval.models.checkpoints import Checkpoint
 from jrt_eval.models.recurrent.config import MOST_LAYERS, ModelConfig
+from jrt_eval.models.recurrent.loading import with_weights
 from jrt_eval.models.recurrent.mixers import AttentionConfig, MixerConfig, ModelFacts, SlidingWindowConfig
 from jrt_eval.models.recurrent.mixers.gated_delta_rule import (
     DeltaNetConfig,
@@ -24,7 +25,7 @@ from jrt_eval.models.recurrent.mixers.gated_delta_rule import (
 from jrt_eval.models.recurrent.mixers.gated_linear_attention import GatedLinearAttentionConfig, RetentionConfig
 from jrt_eval.models.recurrent.model import JRTModel
 from jrt_eval.models.recurrent.reading import Section, short
-from jrt_eval.models.weights import assign, common_dtype, count_layers, merge_tied, read_weights
+from jrt_eval.models.weights import count_layers, merge_tied, read_weights
 
 # model_type -> the mixer, and fla's defaults of num_heads and hidden_ratio
 TYPES: dict[str, tuple[type[MixerConfig], int, int]] = {
@@ -58,12 +59,10 @@ def load_fla(
         merge_tied(tensors, EMBEDDINGS, HEAD, f"{name}: tie_word_embeddings is true")
     with torch.device("meta"):
         model = JRTModel(config, raw, backend=backend)
-    kind = common_dtype(tensors, name)
-    optional = {HEAD} if config.tied else set()
-    assign(model, tensors, source=name, device=device, dtype=dtype or kind, optional=lambda key: key in optional)
-    model.tie_weights()
-    model.cuda_graphs = cuda_graphs
-    return model.eval()
+    optional = {HEAD} if config.tied else ()
+    return with_weights(
+        model, tensors, source=name, device=device, dtype=dtype, optional=optional, cuda_graphs=cuda_graphs
+    )
 
 
 def parse_fla_config(raw: Mapping[str, Any], source: str = "config.json") -> ModelConfig:

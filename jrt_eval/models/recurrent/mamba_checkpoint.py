@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from jrt_eval.models.checkpoints import Checkpoint
+from jrt_eval.models.recurrent.loading import with_weights
 from jrt_eval.models.recurrent.mamba import MambaModel, read_mamba_ssm, read_transformers
-from jrt_eval.models.weights import assign, common_dtype, count_layers, merge_tied, read_weights
+from jrt_eval.models.weights import count_layers, merge_tied, read_weights
 
 EMBEDDINGS, HEAD = "backbone.embedding.weight", "lm_head.weight"
 
@@ -35,10 +36,7 @@ def load_mamba(
     count_layers(tensors, r"backbone\.layers\.(\d+)\.", config.n_layer, f"{name}: the number of layers")
     with torch.device("meta"):
         model = MambaModel(config, raw, backend=backend)
-    kind = common_dtype(tensors, name)
-    assign(
-        model, tensors, source=name, device=device, dtype=dtype or kind, optional=lambda k: config.tied and k == HEAD
+    optional = {HEAD} if config.tied else ()
+    return with_weights(
+        model, tensors, source=name, device=device, dtype=dtype, optional=optional, cuda_graphs=cuda_graphs
     )
-    model.tie_weights()
-    model.cuda_graphs = cuda_graphs
-    return model.eval()
